@@ -1,0 +1,1 @@
+"""One frozen object describes a run: the sections of the floors below, YAML, and `section.key=value`."""

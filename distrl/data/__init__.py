@@ -1,0 +1,1 @@
+"""Store, stream, views, packing, ledger, and the preparation of raw logs."""

@@ -1,0 +1,1 @@
+"""DeepSpeed engines, one per part, and rank-independent checkpoints."""

@@ -1,0 +1,1 @@
+"""Modules of plain torch with flat keyword arguments."""

@@ -1,0 +1,1 @@
+"""Pure functions on tensors and ragged arrays: losses, augmentations, metrics."""
