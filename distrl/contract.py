@@ -145,11 +145,11 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, phase: Phase) -> Losses:
-        """The loss of one phase. Gradients must reach the parts that the phase trains, no others."""
+        """The loss of one phase. Gradients reach the parts that the phase trains, no others."""
 
     @abstractmethod
     def user_states(self, histories: Packed) -> Float[Tensor, "S D"]:
-        """One vector a history; its dot product with a row of `item_vectors` is the item's score."""
+        """One vector a history; its dot product with a row of `item_vectors` is a score."""
 
     @property
     @abstractmethod

@@ -3,7 +3,8 @@
 The store is the one contract between jobs::
 
     <store>/manifest.json             written last, so a store is whole or absent
-    <store>/sequences/part-*.parquet  user (string|int64), items list<int32>, timestamps list<int64>?
+    <store>/sequences/part-*.parquet  user (string|int64), items list<int32>,
+                                      timestamps list<int64> where the log has them
     <store>/items/part-*.parquet      item_id (int32, dense, 1..V by falling count, ascending over
                                       the parts), item (string|int64: the caller's own id), count
 """

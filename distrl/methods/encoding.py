@@ -1,0 +1,74 @@
+"""What SASRec, CL4SRec and MCLRec share: the encoder's settings and the next-item term."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Lt
+from jaxtyping import Float
+from pydantic import PositiveInt, model_validator
+from torch import Tensor
+
+from distrl.contract import Batch, Catalog, Packed
+from distrl.nn.encoder import SequenceEncoder, stack
+from distrl.ops.losses import next_item_loss
+from distrl.schema import Config
+
+Probability = Annotated[float, Ge(0), Lt(1)]
+
+
+class EncoderConfig(Config):
+    """Sizes of the SASRec encoder; the defaults are the MCLRec authors' for Amazon data."""
+
+    hidden_size: PositiveInt = 64
+    """Width D of states and item vectors."""
+    inner_size: PositiveInt = 256
+    """Width of the feed-forward networks."""
+    num_layers: PositiveInt = 2
+    num_heads: PositiveInt = 2
+    dropout: Probability = 0.5
+    """After the embeddings and in each block; the papers leave it unsaid."""
+    attention_dropout: Probability = 0.5
+    """On attention probabilities."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "EncoderConfig":
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}"
+            )
+        return self
+
+    def build_encoder(self, catalog: Catalog) -> SequenceEncoder:
+        """The untrained encoder for one catalog."""
+        return SequenceEncoder(
+            num_items=catalog.num_items,
+            max_len=catalog.max_len,
+            hidden_size=self.hidden_size,
+            inner_size=self.inner_size,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+        )
+
+
+def target_states(
+    encoder: SequenceEncoder, batch: Batch, extra: Sequence[Packed] = ()
+) -> tuple[Float[Tensor, "T D"], list[Float[Tensor, "P D"]]]:
+    """States that predict the batch's targets, and the last states of further packed sequences.
+
+    All of it is one pass of the encoder.
+    """
+    stacked = stack([batch.clean, *extra]) if extra else batch.clean
+    states_SlotD = encoder(stacked).flatten(0, 1)
+    sizes = [batch.clean.last.shape[0], *(packed.last.shape[0] for packed in extra)]
+    _, *last = torch.split(stacked.last, sizes)
+    return states_SlotD[batch.target_at], [states_SlotD[index] for index in last]
+
+
+def next_item(
+    encoder: SequenceEncoder, states: Float[Tensor, "T D"], batch: Batch
+) -> Float[Tensor, ""]:
+    """Cross entropy over the whole catalog; row numbers of the table are item ids."""
+    return next_item_loss(states, encoder.item_vectors, batch.targets)

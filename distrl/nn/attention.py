@@ -1,0 +1,40 @@
+"""Causal self-attention within the segments of packed rows. Dimensions: R rows, L slots, H heads.
+
+One function hides how it is computed; a variable-length kernel for GPUs belongs here too.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from distrl.contract import Packed
+from distrl.schema import PAD_ID
+
+
+def visible_keys(packed: Packed) -> Bool[Tensor, "R 1 L L"]:
+    """Which slot (last axis) each slot may look at: itself and older ones of its own segment.
+
+    Slots that hold PAD, whether padding or hidden by the mask augmentation, are nobody's key, as in
+    the authors' code. A slot without any visible key would make the softmax NaN, so it sees itself;
+    no other state depends on such a slot, because it is nobody's key in any layer.
+    """
+    segment, length = packed.segment, packed.segment.shape[1]
+    same_RLL = segment[:, :, None] == segment[:, None, :]
+    causal_LL = torch.ones(length, length, dtype=torch.bool, device=segment.device).tril()
+    visible_RLL = same_RLL & causal_LL & (packed.items != PAD_ID)[:, None, :]
+    blind_RL1 = ~visible_RLL.any(dim=2, keepdim=True)
+    self_LL = torch.eye(length, dtype=torch.bool, device=segment.device)
+    return (visible_RLL | (blind_RL1 & self_LL))[:, None]
+
+
+def attend(
+    query: Float[Tensor, "R H L E"],
+    key: Float[Tensor, "R H L E"],
+    value: Float[Tensor, "R H L E"],
+    visible: Bool[Tensor, "R 1 L L"],
+    *,
+    dropout: float,
+) -> Float[Tensor, "R H L E"]:
+    """Scaled dot-product attention; `dropout` falls on the attention probabilities."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)

@@ -1,0 +1,136 @@
+"""The SASRec-style encoder over packed rows. Dimensions: R rows of L slots, S segments, D hidden."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from distrl.contract import Packed
+from distrl.nn.attention import attend, visible_keys
+
+INIT_STD = 0.02
+LAYER_NORM_EPS = 1e-12
+
+
+class EncoderLayer(nn.Module):
+    """One post-norm transformer block: attention, then a feed-forward network with GELU."""
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        inner_size: int,
+        num_heads: int,
+        dropout: float,
+        attention_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_dropout = attention_dropout
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+        self.attention_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
+        self.inner = nn.Linear(hidden_size, inner_size)
+        self.outer = nn.Linear(inner_size, hidden_size)
+        self.inner_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Float[Tensor, "R L D"], visible: Tensor) -> Float[Tensor, "R L D"]:
+        """States after one block, each looking only where `visible` (R 1 L L) allows."""
+        R, L, D = states.shape
+        split = (R, L, self.num_heads, D // self.num_heads)
+        query, key, value = (
+            project(states).view(split).transpose(1, 2)
+            for project in (self.query, self.key, self.value)
+        )
+        drop = self.attention_dropout if self.training else 0.0
+        mixed_RLD = (
+            attend(query, key, value, visible, dropout=drop).transpose(1, 2).reshape(R, L, D)
+        )
+        states = self.attention_norm(states + self.dropout(self.output(mixed_RLD)))
+        return self.inner_norm(states + self.dropout(self.outer(F.gelu(self.inner(states)))))
+
+
+class SequenceEncoder(nn.Module):
+    """SASRec's transformer as MCLRec's authors build it; one state a slot.
+
+    Source: MCLRec section 3.1 and its code: post-norm blocks, exact GELU, learned positions counted
+        from the oldest item, layer norm and dropout after the embedding sum, no scaling by sqrt(D),
+        no final norm, weights from N(0, 0.02), PAD's row too. The table has a row for PAD (0), for
+        the items 1..V, and for a mask token (V + 1), which the authors allocate and never use.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_items: int,
+        max_len: int,
+        hidden_size: int = 64,
+        inner_size: int = 256,
+        num_layers: int = 2,
+        num_heads: int = 2,
+        dropout: float = 0.5,
+        attention_dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.num_items = num_items
+        self.item_table = nn.Embedding(num_items + 2, hidden_size)
+        self.positions = nn.Embedding(max_len, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            EncoderLayer(
+                hidden_size=hidden_size,
+                inner_size=inner_size,
+                num_heads=num_heads,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+            )
+            for _ in range(num_layers)
+        )
+        self.apply(_init)
+
+    @property
+    def item_vectors(self) -> Float[Tensor, "V1 D"]:
+        """Rows of PAD and the items 0..V, without the mask token's."""
+        return self.item_table.weight[: self.num_items + 1]
+
+    def forward(self, packed: Packed) -> Float[Tensor, "R L D"]:
+        """One state a slot; a state knows its own segment up to its own position, and no more."""
+        embedded_RLD = self.item_table(packed.items) + self.positions(packed.position)
+        states_RLD = self.dropout(self.norm(embedded_RLD))
+        visible = visible_keys(packed)
+        for layer in self.layers:
+            states_RLD = layer(states_RLD, visible)
+        return states_RLD
+
+    def last_states(self, packed: Packed) -> Float[Tensor, "S D"]:
+        """The state of each segment's newest slot."""
+        return self(packed).flatten(0, 1)[packed.last]
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=INIT_STD)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+
+
+def stack(packs: Sequence[Packed]) -> Packed:
+    """Several packed batches with rows of one length as one, segments numbered on.
+
+    One pass over a stack costs less than a pass each.
+    """
+    items = torch.cat([pack.items for pack in packs])
+    position = torch.cat([pack.position for pack in packs])
+    segment, last, num_rows, num_segments = [], [], 0, 0
+    for pack in packs:
+        segment.append(torch.where(pack.segment < 0, pack.segment, pack.segment + num_segments))
+        last.append(pack.last + num_rows * pack.items.shape[1])
+        num_rows += pack.items.shape[0]
+        num_segments += pack.last.shape[0]
+    return Packed(items, torch.cat(segment), position, torch.cat(last))
