@@ -1,0 +1,27 @@
+"""Shapes are checked at every call in the suite; one thread, so that runs repeat."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook(["distrl.ops", "distrl.nn", "distrl.methods"], "beartype.beartype")
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(7)
+
+
+@pytest.fixture(scope="session")
+def beauty_file() -> Path:
+    """The real Beauty sequences, which lie beside the checkout and may not be shipped with it."""
+    path = SHARED_DATA / "beauty" / "sequences.txt"
+    assert path.exists(), (
+        f"{path} is missing: put the file Beauty.txt of S3-Rec/ICLRec/MCLRec there "
+        "(one user a line, `user item item ...`)"
+    )
+    return path

@@ -1,0 +1,130 @@
+"""Each loss against the paper, restated slowly in Python floats."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distrl.ops.losses import info_nce, next_item_loss, pair_contrast
+
+
+def dot(a, b):
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+
+def scores(first, second, temperature):
+    """For each anchor: its positive's score, and its negatives' scores."""
+    views = [row.tolist() for row in torch.cat([first, second])]
+    half = len(first)
+    for i, anchor in enumerate(views):
+        partner = (i + half) % len(views)
+        negatives = [
+            dot(anchor, v) / temperature for j, v in enumerate(views) if j not in (i, partner)
+        ]
+        yield dot(anchor, views[partner]) / temperature, negatives
+
+
+def info_nce_by_hand(first, second, temperature):
+    """MCLRec Eq. 8 averaged over anchors."""
+    losses = [
+        math.log(math.fsum(math.exp(s) for s in [positive, *negatives])) - positive
+        for positive, negatives in scores(first, second, temperature)
+    ]
+    return math.fsum(losses) / len(losses)
+
+
+def relu(x):
+    return max(x, 0.0)
+
+
+def margin_by_hand(first, second, temperature, anchor):
+    """MCLRec Eqs. 11-13 in their relu form, with bounds per anchor or over the batch."""
+    rows = list(scores(first, second, temperature))
+    if anchor == "global":
+        worst, hardest = min(p for p, _ in rows), max(max(n) for _, n in rows)
+        bounds = [(min(worst, hardest), max(worst, hardest))] * len(rows)
+    else:
+        bounds = [(min(p, max(n)), max(p, max(n))) for p, n in rows]
+    pull = math.fsum(relu(p - low) for (p, _), (low, _) in zip(rows, bounds, strict=True))
+    push = math.fsum(
+        math.fsum(relu(high - s) for s in n) / len(n)
+        for (_, n), (_, high) in zip(rows, bounds, strict=True)
+    )
+    return (pull + push) / len(rows)
+
+
+@pytest.mark.parametrize("num_sequences", [2, 3, 17])
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_info_nce_is_eq_8_averaged_over_anchors(num_sequences, temperature):
+    first, second = torch.randn(2, num_sequences, 8, dtype=torch.float64)
+    loss = info_nce(first, second, temperature=temperature)
+    assert loss.item() == pytest.approx(info_nce_by_hand(first, second, temperature), rel=1e-12)
+
+
+@pytest.mark.parametrize("anchor", ["per_anchor", "global"])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
+def test_the_closed_form_of_the_regularizer_is_its_relu_form(anchor, scale):
+    first, second = scale * torch.randn(2, 9, 6, dtype=torch.float64)
+    both = pair_contrast(first, second, temperature=0.5, anchor=anchor)
+    assert both.margin.item() == pytest.approx(
+        margin_by_hand(first, second, 0.5, anchor), rel=1e-12
+    )
+    assert both.info_nce.item() == pytest.approx(info_nce_by_hand(first, second, 0.5), rel=1e-12)
+
+
+def test_the_closed_form_has_the_gradient_of_the_relu_form():
+    first, second = torch.randn(2, 7, 5, dtype=torch.float64)
+    first.requires_grad_()
+    (ours,) = torch.autograd.grad(pair_contrast(first, second, temperature=1.0).margin, first)
+    views = torch.cat([first, second])
+    logits = views @ views.T
+    partner = torch.arange(14).roll(7)
+    is_negative = ~(torch.eye(14, dtype=torch.bool) | torch.eye(14, dtype=torch.bool)[partner])
+    positive = logits[torch.arange(14), partner]
+    negatives = logits[is_negative].view(14, 12)
+    low = torch.minimum(positive, negatives.amax(1))
+    high = torch.maximum(positive, negatives.amax(1))
+    relu_form = F.relu(positive - low).mean() + F.relu(high[:, None] - negatives).mean()
+    (theirs,) = torch.autograd.grad(relu_form, first)
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
+
+
+def test_view_order_and_batch_order_do_not_matter():
+    first, second = torch.randn(2, 6, 4, dtype=torch.float64)
+    order = torch.randperm(6)
+    here = pair_contrast(first, second, temperature=1.0)
+    there = pair_contrast(second[order], first[order], temperature=1.0)
+    torch.testing.assert_close(here, there)
+
+
+@pytest.mark.parametrize("loss", [info_nce, pair_contrast])
+def test_a_batch_without_negatives_is_refused(loss):
+    with pytest.raises(ValueError, match="at least 2 sequences"):
+        loss(torch.ones(1, 4), torch.ones(1, 4), temperature=1.0)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 4 * 11 * 2, 2**20])
+def test_the_next_item_loss_is_torchs_cross_entropy_in_value_and_gradient(chunk_bytes):
+    states = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(11, 3, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([1, 10, 3, 3, 7])
+    ours = next_item_loss(states, table, targets, chunk_bytes=chunk_bytes)
+    theirs = F.cross_entropy(states @ table.T, targets)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
+    for a, b in zip(
+        torch.autograd.grad(3 * ours, (states, table)),
+        torch.autograd.grad(3 * theirs, (states, table)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_no_targets_are_a_loss_and_a_gradient_of_zero():
+    states = torch.zeros(0, 3, requires_grad=True)
+    table = torch.randn(4, 3, requires_grad=True)
+    loss = next_item_loss(states, table, torch.zeros(0, dtype=torch.int64))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert table.grad is not None
+    assert table.grad.abs().max() == 0
