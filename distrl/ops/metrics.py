@@ -6,6 +6,7 @@ A leave-one-out case has one target, so a rank says everything: HR@k is 1 where 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -96,6 +97,6 @@ def metrics_of(counts: Int64[np.ndarray, " ranks"], cutoffs: Sequence[int]) -> d
 def bucket_labels(length_bounds: Sequence[int]) -> list[str]:
     """`<=5`, `6-8`, ..., `>50` for the bounds 5, 8, ..., 50."""
     labels = [f"<={length_bounds[0]}"] if length_bounds else []
-    for below, bound in zip(length_bounds, length_bounds[1:], strict=False):
+    for below, bound in pairwise(length_bounds):
         labels.append(f"{below + 1}-{bound}" if bound > below + 1 else str(bound))
     return [*labels, f">{length_bounds[-1]}" if length_bounds else "all"]
