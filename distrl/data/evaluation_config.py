@@ -1,0 +1,40 @@
+"""How models are ranked against the catalog."""
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from distrl.schema import Config
+
+
+class EvaluationConfig(Config):
+    """Full-catalog ranking of held-out items. Nothing here but the first two changes a metric."""
+
+    cutoffs: tuple[PositiveInt, ...] = (5, 10, 20)
+    """The k of HR@k, NDCG@k and MRR@k, rising."""
+    length_bounds: tuple[PositiveInt, ...] = (5, 8, 20, 50)
+    """Inclusive upper ends, rising, of the buckets of the table by length; a user's length counts
+    the held-out items too, as in MCLRec's Table 5."""
+    dtype: Literal["float64", "float32"] = "float64"
+    """Precision of the encoder's pass. float64 keeps ranks the same in any batch; float32 halves
+    the time of the pass and moves a near-tie now and then. Scores are exact either way."""
+    batch_size: PositiveInt = 1024
+    """Users ranked at once."""
+    item_chunk: PositiveInt = 2048
+    """Items scored at once: batch_size * item_chunk scores of 8 bytes are held."""
+    num_workers: NonNegativeInt = 2
+    """Ray actors that rank shards side by side; 0 ranks in the calling process, without Ray."""
+    cpus_per_worker: NonNegativeFloat = 1.0
+    """Ray's share of CPUs for each; its whole part is the number of threads, at least one."""
+    gpus_per_worker: NonNegativeFloat = 0.0
+    """Ray's share of GPUs for each; above 0 the model is ranked on the GPU."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> "EvaluationConfig":
+        for name in ("cutoffs", "length_bounds"):
+            values = self.cutoffs if name == "cutoffs" else self.length_bounds
+            if list(values) != sorted(set(values)):
+                raise ValueError(f"{name}={list(values)} is not rising")
+        if not self.cutoffs:
+            raise ValueError("cutoffs is empty; name at least one, 10 say")
+        return self
