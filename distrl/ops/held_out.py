@@ -1,52 +1,15 @@
-"""Leave-one-out cases out of ragged sequences, vectorised.
-
-A ragged array is `values` plus `offsets`: row r is values[offsets[r] : offsets[r + 1]].
-"""
+"""Leave-one-out cases out of ragged sequences, vectorised."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from distrl.ops.ragged import Ragged
 from distrl.schema import NUM_HELD_OUT, PAD_ID, Split
 
 HELD_BACK: dict[Split, int] = {"validation": NUM_HELD_OUT, "test": NUM_HELD_OUT - 1}
 """Items at a sequence's end that are no history: the target, and what comes after it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ragged:
-    """Rows of item ids of any length, zero included, oldest first."""
-
-    values: Int64[np.ndarray, " tokens"]
-    offsets: Int64[np.ndarray, " rows1"]
-
-    @property
-    def lengths(self) -> Int64[np.ndarray, " rows"]:
-        """Items of each row."""
-        return np.diff(self.offsets)
-
-    @property
-    def rows(self) -> Int64[np.ndarray, " tokens"]:
-        """Row of each value."""
-        return np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
-
-    def keep(self, kept: Bool[np.ndarray, " tokens"]) -> "Ragged":
-        """The same rows with some of their values."""
-        before = np.concatenate([[0], np.cumsum(kept)])
-        return Ragged(self.values[kept], before[self.offsets])
-
-    def newest(self, count: int) -> "Ragged":
-        """The last `count` items of each row."""
-        from_end = np.repeat(self.offsets[1:], self.lengths) - np.arange(len(self.values))
-        return self.keep(from_end <= count)
-
-    def take(self, rows: Int64[np.ndarray, " taken"]) -> "Ragged":
-        """Some of the rows, in the order asked for."""
-        lengths = self.lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        return Ragged(self.values[np.repeat(self.offsets[:-1][rows], lengths) + within], offsets)
 
 
 @dataclass(frozen=True, slots=True)

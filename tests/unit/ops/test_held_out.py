@@ -1,19 +1,11 @@
 import numpy as np
 
-from distrl.ops.held_out import (
-    Ragged,
-    held_out_cases,
-    last_occurrence,
-    renamed,
-    training_items,
-)
+from distrl.ops.held_out import held_out_cases, last_occurrence, renamed, training_items
+from distrl.ops.ragged import Ragged
 
 
 def ragged(*rows):
-    return Ragged(
-        np.array([item for row in rows for item in row], dtype=np.int64),
-        np.cumsum([0, *(len(row) for row in rows)]),
-    )
+    return Ragged.of(rows)
 
 
 def rows_of(sequences):

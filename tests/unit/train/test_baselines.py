@@ -1,14 +1,13 @@
 import numpy as np
 
-from distrl.ops.held_out import Ragged, held_out_cases
+from distrl.ops.held_out import held_out_cases
 from distrl.ops.metrics import MISS
+from distrl.ops.ragged import Ragged
 from distrl.train.baselines import popularity_ranks, rank_by_popularity, rank_by_recency
 
 
 def cases_of(*sequences):
-    values = np.array([item for row in sequences for item in row], dtype=np.int64)
-    offsets = np.cumsum([0, *(len(row) for row in sequences)])
-    return held_out_cases(Ragged(values, offsets), "test")
+    return held_out_cases(Ragged.of(sequences), "test")
 
 
 def test_popularity_ranks_by_count_then_by_id():
