@@ -1,0 +1,36 @@
+# The only list of commands anyone learns: make quickstart | test | lint | bench | clean
+.PHONY: quickstart test lint format bench clean
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+# Logical threads of each process; processes are what runs side by side here.
+export OMP_NUM_THREADS ?= 1
+
+# torch comes first and alone: any other order can pull several GB of another build.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: $(VENV)/.installed
+	$(BIN)/python jobs/quickstart.py
+
+test: $(VENV)/.installed
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf runs data $(VENV)

@@ -1,0 +1,123 @@
+"""A run's folder on storage: what it was started with, and whether it is finished."""
+
+import json
+import subprocess
+from importlib.metadata import version
+from typing import Any
+
+from distrl.config import RunConfig
+from distrl.errors import CheckpointError, ConfigError
+from distrl.storage import exists, join, read_bytes, write_bytes
+from distrl.tracking import run_log
+
+START_FILE = "run.json"
+RESULT_FILE = "result.json"
+CHANGEABLE = ("workers", "evaluation", "tracking", "training")
+"""Sections that may differ when a run is resumed: they decide how, not what, is trained."""
+PACKAGES = ("distrl", "ray", "torch", "deepspeed", "mlflow-skinny", "pyarrow", "numpy")
+
+
+class RunFolder:
+    """The folder `<storage_uri>/<name>` of one run, local or not."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def at(self, name: str) -> str:
+        """URI of a file of the run."""
+        return join(self.uri, name)
+
+    def has(self, name: str) -> bool:
+        """Whether the run has this file."""
+        return exists(self.at(name))
+
+    def read(self, name: str) -> str:
+        """Text of a file of the run."""
+        return read_bytes(self.at(name)).decode()
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a file of the run whole."""
+        write_bytes(self.at(name), text.encode())
+
+    def is_finished(self) -> bool:
+        """Whether the run ended well."""
+        return self.has(RESULT_FILE)
+
+    def check_name(self, *, resume: bool) -> None:
+        """Refuses a used name, and a resumption of nothing.
+
+        Raises:
+            ConfigError: Saying what to do instead.
+        """
+        used = exists(self.uri)
+        name = self.uri.rsplit("/", 1)[-1]
+        if used and not resume:
+            raise ConfigError(
+                f"name={name}: {self.uri} exists; choose another name, or give --resume to go on "
+                "with it"
+            )
+        if resume and not self.has(START_FILE):
+            raise ConfigError(f"name={name}: there is no run to resume in {self.uri}")
+
+    def open(self, run: RunConfig, store_hash: str, tracking_uri: str, *, resume: bool) -> str:
+        """Starts or reopens the run, and returns the id of its one MLflow run.
+
+        Raises:
+            ConfigError: If the resumed run trained something else.
+            TrackingError: If MLflow refuses.
+        """
+        settings = run.model_dump(mode="json")
+        if resume:
+            started = json.loads(self.read(START_FILE))
+            self._check_same(started, settings, store_hash)
+            run_log.reopen_run(tracking_uri, started["run_id"])
+            return started["run_id"]
+        facts = {"store_manifest": store_hash, **_versions()}
+        run_id = run_log.create_run(
+            tracking_uri, run.tracking, run.storage_uri, name=run.name, tags=facts
+        )
+        run_log.log_config(tracking_uri, run_id, settings)
+        start = {"run_id": run_id, "store_manifest": store_hash, "config": settings}
+        self.write(START_FILE, json.dumps(start, indent=1))
+        return run_id
+
+    def _check_same(
+        self, started: dict[str, Any], settings: dict[str, Any], store_hash: str
+    ) -> None:
+        if started["store_manifest"] != store_hash:
+            raise CheckpointError(
+                f"{self.uri} was trained on a store with manifest {started['store_manifest'][:12]}, "
+                f"which is now {store_hash[:12]}: resume with the store it began with"
+            )
+        before = {k: v for k, v in _flat(started["config"]) if k.split(".")[0] not in CHANGEABLE}
+        now = {k: v for k, v in _flat(settings) if k.split(".")[0] not in CHANGEABLE}
+        differ = [
+            f"{key}={now.get(key)!r} (was {before.get(key)!r})"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        if differ:
+            raise ConfigError(f"{self.uri} cannot be resumed with another config: {', '.join(differ)}")
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs = []
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            pairs += _flat(value, f"{prefix}{key}.")
+        else:
+            pairs.append((prefix + key, value))
+    return pairs
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what changes numbers, and the commit of the checkout if there is one."""
+    facts = {f"version.{package}": version(package) for package in PACKAGES}
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
+        facts["git_commit"] = commit.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        facts["git_commit"] = "unknown"
+    return facts

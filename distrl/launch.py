@@ -1,0 +1,289 @@
+"""From a config to a trained run: checks on the driver, then Ray Train, watched from the driver."""
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+import ray.train
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    ScalingConfig,
+    ValidationConfig,
+)
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from distrl.cluster import check_capacity, connect
+from distrl.config import RunConfig
+from distrl.data.plan import Ledger
+from distrl.data.store import check_store, manifest_hash, read_manifest
+from distrl.data.stream import StreamSplit, training_dataset
+from distrl.errors import CheckpointError, ConfigError, DistrlError, DivergedError
+from distrl.folder import RunFolder
+from distrl.outcome import Outcome, conclude
+from distrl.schema import Manifest
+from distrl.storage import absolute, check_writable, join, read_bytes
+from distrl.tracking import run_log
+from distrl.tracking.config import resolve_tracking_uri
+from distrl.train.monitor import SELECT_BY, Monitor
+from distrl.train.validate import validate
+from distrl.train.worker import LEDGER_FILE, WorkerTask, train_worker
+
+Say = Callable[[str], None]
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Where Ray Train keeps which checkpoint it will hand to the workers."""
+
+
+def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
+    """Trains, evaluates and registers what a config describes.
+
+    Args:
+        run: The resolved config.
+        resume: Go on with the run of this name; without it the name must be new.
+        say: Takes lines of progress for the user.
+
+    Raises:
+        ConfigError: If the name is used, or a resumed run was another, or the cluster is too small.
+        StorageError: If the store or the storage cannot be reached.
+        SchemaError: If the store is torn.
+        TrackingError: If MLflow cannot be reached.
+        DivergedError: If a loss is not finite.
+    """
+    run = run.model_copy(
+        update={
+            "storage_uri": absolute(run.storage_uri),
+            "data": run.data.model_copy(update={"store_uri": absolute(run.data.store_uri)}),
+        }
+    )
+    manifest = read_manifest(run.data.store_uri)
+    check_store(run.data.store_uri, manifest)
+    check_writable(run.storage_uri)
+    folder = RunFolder(join(run.storage_uri, run.name))
+    folder.check_name(resume=resume)
+    tracking_uri = resolve_tracking_uri(run.tracking, run.storage_uri)
+    run_log.check_reachable(tracking_uri)
+    if resume and folder.is_finished():
+        say(f"run {run.name} is finished; nothing to resume")
+        return Outcome.model_validate_json(folder.read("result.json"))
+
+    connect(sum(need["CPU"] for need in _needs(run).values()))
+    check_capacity(_needs(run))
+    run_id = folder.open(run, manifest_hash(manifest), tracking_uri, resume=resume)
+    say(f"run {run.name}: {folder.uri}")
+    say(f"MLflow run {run_id} in experiment {run.tracking.experiment}")
+    try:
+        best = _train(run, manifest, folder, tracking_uri, run_id, say)
+        outcome = conclude(run, manifest, folder, tracking_uri, run_id, best, say)
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        run_log.finish_run(tracking_uri, run_id, "KILLED" if interrupted else "FAILED")
+        raise
+    run_log.finish_run(tracking_uri, run_id, "FINISHED")
+    folder.write("result.json", outcome.model_dump_json(indent=1))
+    return outcome
+
+
+def _needs(run: RunConfig) -> dict[str, dict[str, float]]:
+    """What a run takes from the cluster at the same time, by purpose."""
+    workers, ranking = run.workers, run.evaluation
+    needs = {
+        f"{workers.num_workers} training workers": _times(_worker_resources(run), workers.num_workers),
+        "reading": {"CPU": run.data.read_cpus},
+    }
+    if ranking.num_workers:
+        each = {"CPU": ranking.cpus_per_worker, "GPU": ranking.gpus_per_worker}
+        needs[f"{ranking.num_workers} ranking workers"] = _times(each, ranking.num_workers)
+    return needs
+
+
+def _times(resources: dict[str, float], count: int) -> dict[str, float]:
+    return {name: amount * count for name, amount in resources.items() if amount}
+
+
+def _worker_resources(run: RunConfig) -> dict[str, float]:
+    resources = {**run.workers.resources_per_worker, "CPU": run.workers.cpus_per_worker}
+    return {**resources, "GPU": 1.0} if run.workers.use_gpu else resources
+
+
+def committed_ledger(run_uri: str, store_hash: str) -> Ledger:
+    """The ledger of the checkpoint that Ray will hand to a worker group that starts now.
+
+    Not of the newest folder on storage: its upload may have finished after Ray took stock, and
+    then the rows between the two checkpoints would be lost.
+
+    Raises:
+        CheckpointError: If the checkpoint's ledger is missing or belongs to another store.
+    """
+    folder = RunFolder(run_uri)
+    if not folder.has(SNAPSHOT):
+        return Ledger(store_hash)
+    latest = json.loads(folder.read(SNAPSHOT))["latest_checkpoint_result"]
+    if latest is None:
+        return Ledger(store_hash)
+    name = latest["checkpoint_dir_name"]
+    if not folder.has(f"{name}/{LEDGER_FILE}"):
+        raise CheckpointError(f"{join(run_uri, name, LEDGER_FILE)} is missing: the checkpoint is torn")
+    return Ledger.from_json(read_bytes(join(run_uri, name, LEDGER_FILE)).decode(), store_hash)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """Makes the dataset of what is still to read; Ray calls it whenever a worker group starts."""
+
+    run: RunConfig
+    manifest: Manifest
+    run_uri: str
+    store_hash: str
+
+    def __call__(self) -> ray.data.Dataset:
+        ledger = committed_ledger(self.run_uri, self.store_hash)
+        return training_dataset(
+            self.manifest,
+            self.run.data,
+            seed=self.run.seed,
+            epochs=self.run.training.epochs,
+            ledger=ledger,
+        )
+
+
+def _train(
+    run: RunConfig,
+    manifest: Manifest,
+    folder: RunFolder,
+    tracking_uri: str,
+    run_id: str,
+    say: Say,
+) -> Checkpoint:
+    """Runs Ray Train to its end and returns the best checkpoint by validation."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    monitor = (
+        ray.remote(Monitor)
+        .options(num_cpus=0, scheduling_strategy=here, max_concurrency=1)
+        .remote(tracking_uri, run_id, folder.at("validations.json"), run.training.patience)
+    )
+    store_hash = manifest_hash(manifest)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(run.workers.start_timeout_s)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"task": WorkerTask(run, manifest, store_hash, monitor)},
+        datasets={"train": _Stream(run, manifest, folder.uri, store_hash)},
+        dataset_config=StreamSplit(),
+        scaling_config=ScalingConfig(
+            num_workers=run.workers.num_workers,
+            use_gpu=run.workers.use_gpu,
+            resources_per_worker=_worker_resources(run),
+        ),
+        torch_config=TorchConfig(backend="nccl" if run.workers.use_gpu else "gloo"),
+        validation_config=ValidationConfig(
+            fn=validate,
+            task_config=_validation_task(run, monitor),
+            ray_remote_kwargs={"num_cpus": 0},
+        ),
+        run_config=RayRunConfig(
+            name=run.name,
+            storage_path=run.storage_uri,
+            failure_config=FailureConfig(max_failures=run.workers.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=run.training.keep_checkpoints,
+                checkpoint_score_attribute=SELECT_BY,
+                checkpoint_score_order="max",
+            ),
+        ),
+    )
+    with _Watch(monitor, run, say):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _cause(error) from error
+        finally:
+            _deliver(monitor, folder, say)
+    diverged = (result.return_value or {}).get("diverged")
+    if diverged:
+        raise DivergedError(diverged)
+    best = result.get_best_checkpoint(SELECT_BY, "max")
+    if best is None:
+        raise CheckpointError(f"run {run.name} has no validated checkpoint in {folder.uri}")
+    return best
+
+
+def _validation_task(run: RunConfig, monitor: Any) -> ray.train.ValidationTaskConfig:  # noqa: ANN401
+    settings = {"store_uri": run.data.store_uri, "config": run.evaluation, "monitor": monitor}
+    return ray.train.ValidationTaskConfig(fn_kwargs=settings)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The user's mistake inside what Ray raised, or what Ray raised."""
+    pending: list[BaseException | None] = [error]
+    while pending:
+        inner = pending.pop()
+        if inner is None:
+            continue
+        if isinstance(inner, DistrlError):
+            return inner
+        pending += [inner.__cause__, getattr(inner, "cause", None)]
+        pending += list(getattr(inner, "worker_failures", {}).values())
+    return error
+
+
+def _deliver(monitor: Any, folder: RunFolder, say: Say) -> None:  # noqa: ANN401
+    """What MLflow could not take goes into a file beside the run, and the user is told."""
+    undelivered = ray.get(monitor.close.remote(30.0))
+    if undelivered:
+        folder.write("undelivered-metrics.json", json.dumps(undelivered))
+        say(
+            f"warning: MLflow did not take {len(undelivered)} points of the curves; "
+            f"they are in {folder.at('undelivered-metrics.json')}"
+        )
+
+
+class _Watch:
+    """Prints a run's progress and messages from the driver while Ray Train holds its thread."""
+
+    def __init__(self, monitor: Any, run: RunConfig, say: Say) -> None:  # noqa: ANN401
+        self._monitor, self._run, self._say = monitor, run, say
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._last = -1.0
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._tell()
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._run.training.progress_every_s):
+            self._tell()
+
+    def _tell(self) -> None:
+        try:
+            progress, messages = ray.get(self._monitor.news.remote(), timeout=10)
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+            return
+        for message in messages:
+            self._say(message)
+        if progress and progress["step"] != self._last:
+            self._last = progress["step"]
+            self._say(progress_line(progress, self._run.training.epochs))
+
+
+def progress_line(progress: dict[str, float], epochs: int) -> str:
+    """One line: how far, how fast, the loss, the share of time waited for data, and how long yet."""
+    minutes, seconds = divmod(round(progress["eta_s"]), 60)
+    return (
+        f"epoch {progress['epoch']:.2f}/{epochs}  step {progress['step']:.0f}  "
+        f"loss {progress.get('loss', float('nan')):.4f}  {progress['rows_per_s']:,.0f} rows/s  "
+        f"{progress['targets_per_s']:,.0f} targets/s  "
+        f"waiting for data {100 * progress['wait_share']:.1f}%  ETA {minutes}m{seconds:02d}s"
+    )

@@ -1,0 +1,127 @@
+"""The training loop: for batch, for phase, step; then report. Knows no Ray."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from distrl.contract import Batch, Method, Unit
+from distrl.data.plan import Ledger
+from distrl.data.stream import Consumed
+from distrl.engine.collectives import gather_objects, rank, sum_over_ranks, world_size
+from distrl.engine.zero import Engines
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What all workers together did in one step."""
+
+    step: int
+    """Steps taken since the run began, this one included."""
+    samples: int
+    """Samples of the store that all workers took."""
+    targets: int
+    """Next-item targets of all workers."""
+    stop: bool
+    """A worker asked for the end of training."""
+
+
+@dataclass(slots=True)
+class Curves:
+    """Mean loss terms since they were last read, over this worker's targets and pairs."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, phase: str, terms: dict[str, Tensor], batch: Batch, units: dict[str, Unit]) -> None:
+        """Takes one phase's terms in; nothing is copied off the device."""
+        for name, value in terms.items():
+            count = batch.num_pairs if units.get(name) == "pair" else batch.num_targets
+            key = f"{phase}/{name}"
+            self.sums[key] = self.sums.get(key, 0.0) + value * count
+            self.counts[key] += count
+
+    def read(self) -> dict[str, float]:
+        """Means over all workers, and a fresh start. Collective."""
+        mine = {key: (float(total), self.counts[key]) for key, total in self.sums.items()}
+        self.sums, self.counts = {}, defaultdict(int)
+        merged: dict[str, tuple[float, int]] = {}
+        for worker in gather_objects(mine):
+            for key, (total, count) in worker.items():
+                before = merged.get(key, (0.0, 0))
+                merged[key] = (before[0] + total, before[1] + count)
+        return {key: total / count for key, (total, count) in merged.items() if count}
+
+
+@dataclass(slots=True)
+class StopSignal:
+    """Raised by the worker that learns that training should end."""
+
+    wished: bool = False
+
+
+def step_seed(seed: int, step: int, worker: int) -> int:
+    """Seed of the dropout of one step on one worker: the same after a restart."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{worker}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest)
+
+
+def steps(
+    method: Method,
+    engines: Engines,
+    batches: Iterator[tuple[Batch, Consumed]],
+    *,
+    empty: Batch,
+    ledger: Ledger,
+    already_consumed: int,
+    curves: Curves,
+    seed: int,
+    first_step: int,
+    rows_per_epoch: int,
+    asks_to_stop: StopSignal,
+) -> Iterator[Step]:
+    """Trains on every batch and yields after each, until all workers have run out.
+
+    Collective: all ranks take the same steps. A rank that has run out while others have not
+    trains on `empty`, whose loss is zero, so that no rank waits for it in a collective.
+
+    Args:
+        method: The module that the engines wrap.
+        engines: One a part.
+        batches: This worker's share of the stream, with the samples each batch consumed.
+        empty: A batch without targets.
+        ledger: Takes in what this worker consumes; the caller merges it over workers.
+        already_consumed: Samples that all workers consumed before.
+        curves: Takes in the loss terms.
+        seed: Of the run.
+        first_step: Steps already taken, by this process or by one before a restart.
+        rows_per_epoch: Samples of the store in an epoch.
+        asks_to_stop: Read once a step; one worker's wish ends the training of all.
+
+    Raises:
+        DivergedError: On all ranks, if any rank's loss is not finite.
+    """
+    step, consumed_before = first_step, already_consumed
+    while True:
+        batch, consumed = next(batches, (empty, None))
+        taken = 0 if consumed is None else len(consumed.serial)
+        counts = [taken, batch.num_targets, batch.num_pairs, float(asks_to_stop.wished)]
+        samples, targets, pairs, wishes = sum_over_ranks(counts)
+        if samples == 0:
+            return
+        shares: dict[Unit, float] = {
+            "target": batch.num_targets * world_size() / max(targets, 1.0),
+            "pair": batch.num_pairs * world_size() / max(pairs, 1.0),
+        }
+        torch.manual_seed(step_seed(seed, step, rank()))
+        for phase in method.phases(int(consumed_before // rows_per_epoch)):
+            terms = engines.step(batch, phase, shares, step=step)
+            curves.add(phase.name, terms, batch, engines.units)
+        step, consumed_before = step + 1, consumed_before + int(samples)
+        if consumed is not None:
+            ledger.add(consumed)
+        yield Step(step, int(samples), int(targets), wishes > 0)
+

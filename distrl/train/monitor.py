@@ -1,0 +1,86 @@
+"""What is known of a run while it runs: its progress, its validations, its MLflow run.
+
+One object holds it, in one process on the driver's node, so that one process alone talks to MLflow
+and a restart of the workers loses nothing. Plain Python: the launcher makes an actor of it.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+
+from distrl.storage import exists, read_bytes, write_bytes
+from distrl.tracking.run_log import RunLog
+
+SELECT_BY = "val/ndcg_at_10"
+"""The validation metric that chooses the best checkpoint, seen items kept."""
+
+
+class Monitor:
+    """Progress, validations and the MLflow log of one run."""
+
+    def __init__(
+        self, tracking_uri: str, run_id: str, validations_uri: str, patience: int | None
+    ) -> None:
+        self._log = RunLog(tracking_uri, run_id)
+        self._validations_uri = validations_uri
+        self._patience = patience
+        self._validations: dict[int, dict[str, float]] = {}
+        self._progress: dict[str, float] = {}
+        self._messages: list[str] = []
+        logging.getLogger("distrl").addHandler(_Keep(self._messages))
+        if exists(validations_uri):
+            stored = json.loads(read_bytes(validations_uri))
+            self._validations = {int(step): metrics for step, metrics in stored.items()}
+
+    def report(self, progress: Mapping[str, float], curves: Mapping[str, float]) -> None:
+        """A worker's progress, which has a `step`, and the means of its loss terms since the last."""
+        self._progress = {**progress, "at": time.time()}
+        if curves:
+            self._log.log_metrics(int(progress["step"]), curves)
+
+    def validated(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
+        """Metrics of a checkpoint on the validation split; a repetition changes nothing."""
+        if step in self._validations:
+            return
+        self._validations[step] = {**metrics, "epoch": epoch}
+        write_bytes(self._validations_uri, json.dumps(self._validations, indent=1).encode())
+        self._log.log_metrics(step, metrics)
+        best = max(entry[SELECT_BY] for entry in self._validations.values())
+        self._messages.append(
+            f"validated epoch {epoch:.0f} (step {step}): NDCG@10 {metrics[SELECT_BY]:.4f}"
+            + (" (best)" if metrics[SELECT_BY] == best else f" (best {best:.4f})")
+        )
+
+    def should_stop(self) -> bool:
+        """Whether the last `patience` validations were all no better than one before them."""
+        if self._patience is None or not self._validations:
+            return False
+        scores = [self._validations[step][SELECT_BY] for step in sorted(self._validations)]
+        best = max(range(len(scores)), key=lambda i: (scores[i], -i))
+        return len(scores) - 1 - best >= self._patience
+
+    def validations(self) -> dict[int, dict[str, float]]:
+        """Validation metrics by global step."""
+        return dict(sorted(self._validations.items()))
+
+    def news(self) -> tuple[dict[str, float], list[str]]:
+        """The latest progress, and the messages since the last call."""
+        messages = self._messages[:]
+        self._messages.clear()
+        return self._progress, messages
+
+    def close(self, timeout_s: float) -> list[tuple[int, dict[str, float]]]:
+        """Delivers what MLflow has not got yet, and returns what could not be delivered."""
+        return self._log.close(timeout_s)
+
+
+class _Keep(logging.Handler):
+    """Keeps warnings for the driver to print: an actor's own output is nobody's to read."""
+
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._messages.append(f"{record.levelname.lower()}: {record.getMessage()}")

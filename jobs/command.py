@@ -1,0 +1,59 @@
+"""What every job does alike: arguments, the resolved config, and errors without a stack trace."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from distrl.config import C, dump_config, load_config
+from distrl.errors import DistrlError
+
+USER_ERROR = 2
+"""Exit status of a mistake that the user can mend."""
+
+
+def arguments(doc: str | None, *, config_optional: bool = False) -> argparse.ArgumentParser:
+    """A parser with the arguments that every job takes."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    nargs = "?" if config_optional else None
+    parser.add_argument("config", type=Path, nargs=nargs, help="YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="changes to the file's values"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved config and stop"
+    )
+    return parser
+
+
+def resolve(cls: type[C], args: argparse.Namespace) -> C:
+    """The job's config; with --dry-run it is printed and the job ends.
+
+    Raises:
+        ConfigError: If the file or an override is wrong.
+    """
+    path, overrides = args.config, list(args.overrides)
+    if path is not None and "=" in str(path):
+        path, overrides = None, [str(path), *overrides]
+    config = load_config(cls, path, overrides)
+    if args.dry_run:
+        print(dump_config(config), end="")
+        sys.exit(0)
+    return config
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a job's main; a mistake of the user's is one line on stderr and status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        sys.exit(main() or 0)
+    except DistrlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
