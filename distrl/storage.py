@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from distrl.errors import StorageError
@@ -70,7 +71,7 @@ def _s3() -> pafs.FileSystem:
     )
 
 
-def _explained(uri: str, verb: str, error: Exception) -> StorageError:
+def explained(uri: str, verb: str, error: Exception) -> StorageError:
     """One sentence for what a file system said, which for S3 is a paragraph."""
     said = str(error)
     if isinstance(error, FileNotFoundError):
@@ -97,7 +98,20 @@ def read_bytes(uri: str) -> bytes:
         with fs.open_input_stream(path) as file:
             return file.read()
     except OSError as error:
-        raise _explained(uri, "read", error) from error
+        raise explained(uri, "read", error) from error
+
+
+def open_input(uri: str) -> pa.NativeFile:
+    """A file opened for reading, with seek; use it in a `with`.
+
+    Raises:
+        StorageError: If it is missing, forbidden or unreachable.
+    """
+    fs, path = filesystem(uri)
+    try:
+        return fs.open_input_file(path)
+    except OSError as error:
+        raise explained(uri, "read", error) from error
 
 
 def write_bytes(uri: str, content: bytes) -> None:
@@ -117,7 +131,7 @@ def write_bytes(uri: str, content: bytes) -> None:
             with fs.open_output_stream(path) as file:
                 file.write(content)
     except OSError as error:
-        raise _explained(uri, "write", error) from error
+        raise explained(uri, "write", error) from error
 
 
 def exists(uri: str) -> bool:
@@ -130,7 +144,7 @@ def exists(uri: str) -> bool:
     try:
         return fs.get_file_info(path).type != pafs.FileType.NotFound
     except OSError as error:
-        raise _explained(uri, "look at", error) from error
+        raise explained(uri, "look at", error) from error
 
 
 def listing(uri: str) -> list[pafs.FileInfo]:
@@ -143,7 +157,7 @@ def listing(uri: str) -> list[pafs.FileInfo]:
     try:
         found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     except OSError as error:
-        raise _explained(uri, "list", error) from error
+        raise explained(uri, "list", error) from error
     return sorted(found, key=lambda info: info.base_name)
 
 
@@ -161,7 +175,7 @@ def delete(uri: str) -> None:
         elif kind == pafs.FileType.File:
             fs.delete_file(path)
     except OSError as error:
-        raise _explained(uri, "delete", error) from error
+        raise explained(uri, "delete", error) from error
 
 
 def check_writable(uri: str) -> None:
