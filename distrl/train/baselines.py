@@ -3,9 +3,23 @@
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from distrl.ops.held_out import Cases, last_occurrence
+from distrl.ops.held_out import Cases, last_occurrence, training_items
 from distrl.ops.metrics import MISS
-from distrl.schema import PAD_ID
+from distrl.schema import PAD_ID, Shard
+from distrl.train.reading import ragged, shard_batches
+
+USERS_AT_ONCE = 65536
+
+
+def count_training_items(
+    store_uri: str, shard: Shard, num_items: int
+) -> Int64[np.ndarray, " items"]:
+    """Occurrences of items 0..num_items in the training parts of a shard's sequences."""
+    counts = np.zeros(num_items + 1, dtype=np.int64)
+    for batch in shard_batches(store_uri, shard, USERS_AT_ONCE, ["items"]):
+        items = training_items(ragged(batch.column("items")))
+        counts += np.bincount(items, minlength=num_items + 1)
+    return counts
 
 
 def popularity_ranks(counts: Int64[np.ndarray, " items"]) -> Int64[np.ndarray, " items"]:

@@ -1,0 +1,177 @@
+"""Ray actors that rank shards side by side, each holding the model once."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from jaxtyping import Int64
+from ray.exceptions import RayTaskError
+from torch import nn
+
+from distrl.contract import Method
+from distrl.data.evaluation_config import EvaluationConfig
+from distrl.errors import DistrlError
+from distrl.schema import Manifest, Shard, Split
+from distrl.train.baselines import count_training_items
+from distrl.train.ranker import Ranker, Tally
+
+logger = logging.getLogger(__name__)
+
+SILENCE_S = 60.0
+"""How long nothing may come back before the log says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A method as a skeleton without weights, and its weights as arrays.
+
+    Actors on one node read the arrays in place, in Ray's shared memory.
+    """
+
+    skeleton: Method
+    arrays: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, method: Method, dtype: torch.dtype) -> "Weights":
+        """Takes a method apart; floating-point weights come in `dtype`."""
+        state = method.state_dict(keep_vars=True)
+        empty: dict[int, Any] = {}
+        for tensor in state.values():
+            hollow = torch.empty_like(tensor, device="meta")
+            parameter = isinstance(tensor, nn.Parameter)
+            empty[id(tensor)] = nn.Parameter(hollow, requires_grad=False) if parameter else hollow
+        arrays = {
+            name: tensor.detach()
+            .to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+            .numpy()
+            for name, tensor in state.items()
+        }
+        return cls(copy.deepcopy(method, memo=empty), arrays)
+
+    def method(self) -> Method:
+        """The method, on the same memory as the arrays."""
+        with warnings.catch_warnings():
+            # Shared memory is read-only, and ranking writes no weights.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            tensors = {name: torch.from_numpy(array) for name, array in self.arrays.items()}
+        self.skeleton.load_state_dict(tensors, assign=True)
+        return self.skeleton
+
+
+class RankingActor:
+    """Holds the model and ranks one shard after another."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        max_len: int,
+        store_uri: str,
+        split: Split,
+        config: EvaluationConfig,
+        popularity: Int64[np.ndarray, " items"] | None,
+        item_map: Int64[np.ndarray, " items"] | None,
+    ) -> None:
+        torch.set_num_threads(max(1, int(config.cpus_per_worker)))
+        self._ranker = Ranker(
+            weights.method(),
+            max_len,
+            store_uri,
+            split,
+            config,
+            popularity=popularity,
+            item_map=item_map,
+        )
+
+    def rank(self, shard: Shard) -> tuple[Tally, int]:
+        """Counts of one shard, and its users."""
+        return self._ranker.rank(shard), shard.rows
+
+
+def count_on_ray(
+    store_uri: str, manifest: Manifest, config: EvaluationConfig
+) -> Int64[np.ndarray, " items"]:
+    """Occurrences of each item in the training parts of a store, counted in Ray tasks."""
+    count = ray.remote(num_cpus=config.cpus_per_worker)(count_training_items)
+    width = min(config.num_workers, len(manifest.sequences))
+
+    def submit(shard: Shard) -> ray.ObjectRef:
+        return count.remote(store_uri, shard, manifest.num_items)
+
+    total = np.zeros(manifest.num_items + 1, dtype=np.int64)
+    for counts in _unordered([submit] * width, manifest.sequences):
+        total += counts
+    return total
+
+
+def rank_on_ray(
+    method: Method,
+    max_len: int,
+    store_uri: str,
+    split: Split,
+    config: EvaluationConfig,
+    shards: Sequence[Shard],
+    *,
+    popularity: Int64[np.ndarray, " items"] | None,
+    item_map: Int64[np.ndarray, " items"] | None,
+    on_shard: Callable[[int], None],
+) -> Iterator[Tally]:
+    """Counts of each shard, in the order in which actors are done with them.
+
+    A lost actor starts again where there is room, and repeats its shard.
+    """
+    dtype = torch.float64 if config.dtype == "float64" else torch.float32
+    shared = [ray.put(value) for value in (Weights.of(method, dtype), popularity, item_map)]
+    actor_class: Any = ray.remote(
+        num_cpus=config.cpus_per_worker,
+        num_gpus=config.gpus_per_worker,
+        max_restarts=-1,
+        max_task_retries=-1,
+    )(RankingActor)
+    actors = [
+        actor_class.remote(shared[0], max_len, store_uri, split, config, shared[1], shared[2])
+        for _ in range(min(config.num_workers, len(shards)))
+    ]
+    try:
+        for tally, num_users in _unordered([actor.rank.remote for actor in actors], shards):
+            on_shard(num_users)
+            yield tally
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _unordered(
+    workers: Sequence[Callable[[Shard], ray.ObjectRef]], shards: Sequence[Shard]
+) -> Iterator[Any]:
+    """Gives each worker one shard at a time; yields results as they come.
+
+    Raises:
+        DistrlError: What a worker raised, without Ray's wrapping.
+    """
+    idle, waiting = list(workers), list(reversed(shards))
+    running: dict[ray.ObjectRef, Callable[[Shard], ray.ObjectRef]] = {}
+    while waiting or running:
+        while waiting and idle:
+            worker = idle.pop()
+            running[worker(waiting.pop())] = worker
+        done, _ = ray.wait(list(running), timeout=SILENCE_S)
+        if not done:
+            logger.warning(
+                "no shard ranked in %.0f s; the cluster has %s free",
+                SILENCE_S,
+                {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")},
+            )
+        for ref in done:
+            idle.append(running.pop(ref))
+            try:
+                yield ray.get(ref)
+            except RayTaskError as error:
+                if isinstance(error.cause, DistrlError):
+                    raise error.cause from None
+                raise
