@@ -56,7 +56,9 @@ def check_capacity(needs: dict[str, dict[str, float]]) -> None:
         wanted = sum(need.get(resource, 0.0) for need in needs.values())
         if wanted > there.get(resource, 0.0) + 1e-9:
             parts = ", ".join(
-                f"{purpose} {need[resource]:g}" for purpose, need in needs.items() if resource in need
+                f"{purpose} {need[resource]:g}"
+                for purpose, need in needs.items()
+                if resource in need
             )
             raise ConfigError(
                 f"the cluster has {there.get(resource, 0.0):g} {resource}, this job needs "

@@ -76,6 +76,8 @@ class RunConfig(Config):
     seed: NonNegativeInt = 0
     storage_uri: str = "runs"
     """Where runs are kept: a local folder or s3://bucket/prefix that every node reaches."""
+    registered_model: str = "distrl"
+    """Name under which the best model becomes a version in the registry."""
     method: MethodConfig
     data: DataConfig
     engine: EngineConfig = EngineConfig()

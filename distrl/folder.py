@@ -1,20 +1,19 @@
 """A run's folder on storage: what it was started with, and whether it is finished."""
 
 import json
-import subprocess
-from importlib.metadata import version
 from typing import Any
 
 from distrl.config import RunConfig
 from distrl.errors import CheckpointError, ConfigError
 from distrl.storage import exists, join, read_bytes, write_bytes
-from distrl.tracking import run_log
+from distrl.tracking import runs
+from distrl.tracking.config import artifact_location
+from distrl.tracking.run_log import RunLog
 
 START_FILE = "run.json"
 RESULT_FILE = "result.json"
 CHANGEABLE = ("workers", "evaluation", "tracking", "training")
 """Sections that may differ when a run is resumed: they decide how, not what, is trained."""
-PACKAGES = ("distrl", "ray", "torch", "deepspeed", "mlflow-skinny", "pyarrow", "numpy")
 
 
 class RunFolder:
@@ -49,9 +48,8 @@ class RunFolder:
         Raises:
             ConfigError: Saying what to do instead.
         """
-        used = exists(self.uri)
         name = self.uri.rsplit("/", 1)[-1]
-        if used and not resume:
+        if exists(self.uri) and not resume:
             raise ConfigError(
                 f"name={name}: {self.uri} exists; choose another name, or give --resume to go on "
                 "with it"
@@ -64,19 +62,26 @@ class RunFolder:
 
         Raises:
             ConfigError: If the resumed run trained something else.
+            CheckpointError: If the store is no longer the one that it began with.
             TrackingError: If MLflow refuses.
         """
         settings = run.model_dump(mode="json")
         if resume:
             started = json.loads(self.read(START_FILE))
             self._check_same(started, settings, store_hash)
-            run_log.reopen_run(tracking_uri, started["run_id"])
+            runs.resume_run(tracking_uri, started["run_id"])
             return started["run_id"]
-        facts = {"store_manifest": store_hash, **_versions()}
-        run_id = run_log.create_run(
-            tracking_uri, run.tracking, run.storage_uri, name=run.name, tags=facts
+        run_id = runs.create_run(
+            tracking_uri,
+            run.tracking.experiment,
+            run.name,
+            {"store_manifest": store_hash, **runs.environment_tags()},
+            artifacts=artifact_location(run.tracking, tracking_uri),
         )
-        run_log.log_config(tracking_uri, run_id, settings)
+        log = RunLog(tracking_uri, run_id)
+        log.log_params(runs.flat_params(run))
+        log.log_dict("config.json", settings)
+        log.close(30.0)
         start = {"run_id": run_id, "store_manifest": store_hash, "config": settings}
         self.write(START_FILE, json.dumps(start, indent=1))
         return run_id
@@ -86,8 +91,9 @@ class RunFolder:
     ) -> None:
         if started["store_manifest"] != store_hash:
             raise CheckpointError(
-                f"{self.uri} was trained on a store with manifest {started['store_manifest'][:12]}, "
-                f"which is now {store_hash[:12]}: resume with the store it began with"
+                f"{self.uri} was trained on a store with manifest "
+                f"{started['store_manifest'][:12]}, which is now {store_hash[:12]}: resume with "
+                "the store it began with"
             )
         before = {k: v for k, v in _flat(started["config"]) if k.split(".")[0] not in CHANGEABLE}
         now = {k: v for k, v in _flat(settings) if k.split(".")[0] not in CHANGEABLE}
@@ -97,7 +103,9 @@ class RunFolder:
             if before.get(key) != now.get(key)
         ]
         if differ:
-            raise ConfigError(f"{self.uri} cannot be resumed with another config: {', '.join(differ)}")
+            raise ConfigError(
+                f"{self.uri} cannot be resumed with another config: {', '.join(differ)}"
+            )
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -108,16 +116,3 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         else:
             pairs.append((prefix + key, value))
     return pairs
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what changes numbers, and the commit of the checkout if there is one."""
-    facts = {f"version.{package}": version(package) for package in PACKAGES}
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
-        )
-        facts["git_commit"] = commit.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        facts["git_commit"] = "unknown"
-    return facts

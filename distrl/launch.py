@@ -24,15 +24,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from distrl.cluster import check_capacity, connect
 from distrl.config import RunConfig
 from distrl.data.plan import Ledger
-from distrl.data.store import check_store, manifest_hash, read_manifest
+from distrl.data.store import check_sizes, manifest_hash, read_manifest
 from distrl.data.stream import StreamSplit, training_dataset
-from distrl.errors import CheckpointError, ConfigError, DistrlError, DivergedError
+from distrl.errors import CheckpointError, DistrlError, DivergedError
 from distrl.folder import RunFolder
 from distrl.outcome import Outcome, conclude
 from distrl.schema import Manifest
 from distrl.storage import absolute, check_writable, join, read_bytes
-from distrl.tracking import run_log
 from distrl.tracking.config import resolve_tracking_uri
+from distrl.tracking.connection import check_reachable
+from distrl.tracking.runs import finish_run
 from distrl.train.monitor import SELECT_BY, Monitor
 from distrl.train.validate import validate
 from distrl.train.worker import LEDGER_FILE, WorkerTask, train_worker
@@ -65,12 +66,12 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
         }
     )
     manifest = read_manifest(run.data.store_uri)
-    check_store(run.data.store_uri, manifest)
+    check_sizes(run.data.store_uri, manifest)
     check_writable(run.storage_uri)
     folder = RunFolder(join(run.storage_uri, run.name))
     folder.check_name(resume=resume)
     tracking_uri = resolve_tracking_uri(run.tracking, run.storage_uri)
-    run_log.check_reachable(tracking_uri)
+    check_reachable(tracking_uri)
     if resume and folder.is_finished():
         say(f"run {run.name} is finished; nothing to resume")
         return Outcome.model_validate_json(folder.read("result.json"))
@@ -85,18 +86,18 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
         outcome = conclude(run, manifest, folder, tracking_uri, run_id, best, say)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        run_log.finish_run(tracking_uri, run_id, "KILLED" if interrupted else "FAILED")
+        finish_run(tracking_uri, run_id, "KILLED" if interrupted else "FAILED")
         raise
-    run_log.finish_run(tracking_uri, run_id, "FINISHED")
+    finish_run(tracking_uri, run_id, "FINISHED")
     folder.write("result.json", outcome.model_dump_json(indent=1))
     return outcome
 
 
 def _needs(run: RunConfig) -> dict[str, dict[str, float]]:
     """What a run takes from the cluster at the same time, by purpose."""
-    workers, ranking = run.workers, run.evaluation
+    count, ranking = run.workers.num_workers, run.evaluation
     needs = {
-        f"{workers.num_workers} training workers": _times(_worker_resources(run), workers.num_workers),
+        f"{count} training workers": _times(_worker_resources(run), count),
         "reading": {"CPU": run.data.read_cpus},
     }
     if ranking.num_workers:
@@ -131,7 +132,7 @@ def committed_ledger(run_uri: str, store_hash: str) -> Ledger:
         return Ledger(store_hash)
     name = latest["checkpoint_dir_name"]
     if not folder.has(f"{name}/{LEDGER_FILE}"):
-        raise CheckpointError(f"{join(run_uri, name, LEDGER_FILE)} is missing: the checkpoint is torn")
+        raise CheckpointError(f"{join(run_uri, name, LEDGER_FILE)} is missing: a torn checkpoint")
     return Ledger.from_json(read_bytes(join(run_uri, name, LEDGER_FILE)).decode(), store_hash)
 
 
@@ -279,7 +280,7 @@ class _Watch:
 
 
 def progress_line(progress: dict[str, float], epochs: int) -> str:
-    """One line: how far, how fast, the loss, the share of time waited for data, and how long yet."""
+    """How far, how fast, the loss, the share of time waited for data, and how long yet."""
     minutes, seconds = divmod(round(progress["eta_s"]), 60)
     return (
         f"epoch {progress['epoch']:.2f}/{epochs}  step {progress['step']:.0f}  "

@@ -24,9 +24,7 @@ def arguments(doc: str | None, *, config_optional: bool = False) -> argparse.Arg
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="changes to the file's values"
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved config and stop"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
     return parser
 
 

@@ -1,7 +1,7 @@
-"""Train CL4SRec: SASRec with a contrast of two augmented views.
+r"""Train CL4SRec: SASRec with a contrast of two augmented views.
 
     python jobs/train_cl4srec.py configs/cl4srec/beauty.yaml section.key=value ...
-    ray job submit --address http://HEAD:8265 --working-dir . -- \\
+    ray job submit --address http://HEAD:8265 --working-dir . -- \
         python jobs/train_cl4srec.py configs/cl4srec/beauty.yaml
 
 Without RAY_ADDRESS a Ray is started on this machine.

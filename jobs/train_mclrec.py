@@ -1,7 +1,7 @@
-"""Train MCLRec: an encoder and two learned augmenters, trained in alternation.
+r"""Train MCLRec: an encoder and two learned augmenters, trained in alternation.
 
     python jobs/train_mclrec.py configs/mclrec/beauty.yaml section.key=value ...
-    ray job submit --address http://HEAD:8265 --working-dir . -- \\
+    ray job submit --address http://HEAD:8265 --working-dir . -- \
         python jobs/train_mclrec.py configs/mclrec/beauty.yaml
 
 Without RAY_ADDRESS a Ray is started on this machine.

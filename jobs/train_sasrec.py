@@ -1,7 +1,7 @@
-"""Train CE-SASRec, the control that contrastive methods have to beat.
+r"""Train CE-SASRec, the control that contrastive methods have to beat.
 
     python jobs/train_sasrec.py configs/sasrec/beauty.yaml section.key=value ...
-    ray job submit --address http://HEAD:8265 --working-dir . -- \\
+    ray job submit --address http://HEAD:8265 --working-dir . -- \
         python jobs/train_sasrec.py configs/sasrec/beauty.yaml
 
 Without RAY_ADDRESS a Ray is started on this machine.

@@ -1,6 +1,7 @@
 """Learned augmentations of a sequence's state. Dimensions: B sequences, D hidden."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -21,7 +22,7 @@ class MLPAugmenter(nn.Module):
         super().__init__()
         sizes = [hidden_size, *bottleneck, hidden_size]
         self.layers = nn.ModuleList(
-            nn.Linear(before, after) for before, after in zip(sizes, sizes[1:], strict=False)
+            nn.Linear(before, after) for before, after in pairwise(sizes)
         )
         self.normalize = normalize
 

@@ -1,4 +1,4 @@
-"""The SASRec-style encoder over packed rows. Dimensions: R rows of L slots, S segments, D hidden."""
+"""The SASRec-style encoder. Dimensions: R packed rows of L slots, S segments, D hidden."""
 
 from collections.abc import Sequence
 

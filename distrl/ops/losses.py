@@ -24,8 +24,8 @@ def next_item_loss(
 ) -> Float[Tensor, ""]:
     """Full-softmax cross entropy of the next item, never holding targets x items at once.
 
-    Logits are made chunk by chunk in float32 or wider and turned into gradients in the same pass, so the
-    backward needs neither the logits nor the table again. First-order gradients only.
+    Logits are made chunk by chunk in float32 or wider and turned into gradients in the same pass,
+    so the backward needs neither the logits nor the table again. First-order gradients only.
 
     Source: MCLRec Eq. 3 (doi:10.1145/3539618.3591727), read as the plain cross entropy on logits
         that the authors' code takes; the paper's formula, taken literally, is a double softmax.

@@ -31,12 +31,14 @@ class Step:
 
 @dataclass(slots=True)
 class Curves:
-    """Mean loss terms since they were last read, over this worker's targets and pairs."""
+    """Loss terms summed over this worker's targets and pairs since they were last read."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
-    def add(self, phase: str, terms: dict[str, Tensor], batch: Batch, units: dict[str, Unit]) -> None:
+    def add(
+        self, phase: str, terms: dict[str, Tensor], batch: Batch, units: dict[str, Unit]
+    ) -> None:
         """Takes one phase's terms in; nothing is copied off the device."""
         for name, value in terms.items():
             count = batch.num_pairs if units.get(name) == "pair" else batch.num_targets
@@ -124,4 +126,3 @@ def steps(
         if consumed is not None:
             ledger.add(consumed)
         yield Step(step, int(samples), int(targets), wishes > 0)
-

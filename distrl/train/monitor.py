@@ -34,7 +34,7 @@ class Monitor:
             self._validations = {int(step): metrics for step, metrics in stored.items()}
 
     def report(self, progress: Mapping[str, float], curves: Mapping[str, float]) -> None:
-        """A worker's progress, which has a `step`, and the means of its loss terms since the last."""
+        """Progress of all workers, which has a `step`, and means of the loss terms since then."""
         self._progress = {**progress, "at": time.time()}
         if curves:
             self._log.log_metrics(int(progress["step"]), curves)

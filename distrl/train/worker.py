@@ -74,7 +74,8 @@ class _Worker:
         self.run = task.run
         torch.set_num_threads(self.run.workers.threads)
         ensure_process_group("nccl" if self.run.workers.use_gpu else "gloo")
-        self.device = ray.train.torch.get_device() if self.run.workers.use_gpu else torch.device("cpu")
+        on_gpu = self.run.workers.use_gpu
+        self.device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
         self.method = self._build()
         self.engines = Engines(
             self.method,
@@ -104,9 +105,7 @@ class _Worker:
         with latest.as_directory() as folder:
             path = Path(folder)
             checkpoint.load(self.engines, path)
-            self.ledger = Ledger.from_json(
-                (path / LEDGER_FILE).read_text(), self.task.store_hash
-            )
+            self.ledger = Ledger.from_json((path / LEDGER_FILE).read_text(), self.task.store_hash)
             self.step = json.loads((path / PROGRESS_FILE).read_text())["step"]
 
     def train(self) -> None:
@@ -202,8 +201,9 @@ class _Worker:
 
 
 def _totals(means: dict[str, float]) -> dict[str, float]:
-    """The first phase's loss, under the name that the progress line prints."""
-    return {"loss": value for key, value in means.items() if key.endswith("/next_item")}
+    """The next-item loss under the name that the progress line prints."""
+    found = [value for key, value in means.items() if key.endswith("/next_item")]
+    return {"loss": found[0]} if found else {}
 
 
 class _Meter:

@@ -1,0 +1,158 @@
+"""Real servers for tests: a Ray cluster of several nodes, MLflow, and jobs as users run them."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+START_TIMEOUT_S = 60
+
+
+def free_port() -> int:
+    """A port on loopback that nobody uses at present."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def run_job(
+    *arguments: str, environment: Mapping[str, str] | None = None, timeout_s: float = 400
+) -> subprocess.CompletedProcess[str]:
+    """Runs `python jobs/<arguments>` as a user does and returns what it said."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=REPOSITORY,
+        env=job_environment(environment),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def job_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a job: one thread a process, nothing of another cluster."""
+    inherited = {
+        k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "MLFLOW_"))
+    }
+    return {**inherited, "OMP_NUM_THREADS": "1", **(environment or {})}
+
+
+@contextmanager
+def ray_cluster(environment: Mapping[str, str], nodes: int = 2, cpus: int = 4) -> Iterator[str]:
+    """A cluster of several nodes on this machine, ended by its own process; yields its address."""
+    script = (
+        "import sys, time\n"
+        "from ray.cluster_utils import Cluster\n"
+        f"cluster = Cluster(initialize_head=True, head_node_args={{'num_cpus': {cpus}, "
+        "'include_dashboard': False})\n"
+        f"[cluster.add_node(num_cpus={cpus}) for _ in range({nodes - 1})]\n"
+        "print('ADDRESS', cluster.address, flush=True)\n"
+        "sys.stdin.read()\n"
+        "cluster.shutdown()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=job_environment(environment),
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if line.startswith("ADDRESS"):
+                yield line.split()[1]
+                break
+        else:
+            raise AssertionError(f"the cluster did not start: status {process.wait()}")
+    finally:
+        process.stdin.close()
+        process.wait(timeout=60)
+
+
+@contextmanager
+def mlflow_server(
+    folder: Path, environment: Mapping[str, str] | None = None, artifacts: str | None = None
+) -> Iterator[str]:
+    """An MLflow server on loopback with SQLite; yields its URI. Ended by pid, with its workers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
+        "--artifacts-destination", artifacts or str(folder / "artifacts"),
+    ]  # fmt: skip
+    with (folder / "server.log").open("a") as log:
+        process = subprocess.Popen(
+            command,
+            env=job_environment(environment),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        _until_healthy(port, process, folder / "server.log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(timeout=30)
+
+
+def _until_healthy(port: int, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"mlflow server ended: {log.read_text()[-2000:]}"
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"mlflow server is not healthy: {log.read_text()[-2000:]}")
+
+
+def write_events(path: Path, *, users: int, items: int, seed: int = 0) -> None:
+    """A raw log as CSV in which the next item mostly follows from the last: something to learn."""
+    rng = random.Random(seed)
+    lines = []
+    for user in range(users):
+        item = rng.randrange(items)
+        for step in range(rng.randrange(6, 16)):
+            lines.append(f"u{user},i{item:04d},{1_600_000_000 + 1000 * step + user}")
+            item = (item + 1) % items if rng.random() < 0.8 else rng.randrange(items)
+    rng.shuffle(lines)
+    path.write_text("user,item,timestamp\n" + "\n".join(lines) + "\n")
+
+
+def small_run(name: str, store_uri: str, storage_uri: str, tracking_uri: str) -> dict:
+    """Settings of a training run that takes seconds."""
+    return {
+        "name": name,
+        "storage_uri": storage_uri,
+        "registered_model": "road",
+        "data": {"store_uri": store_uri, "batch_size": 64, "max_len": 12},
+        "method": {"name": "mclrec", "hidden_size": 16, "inner_size": 32, "dropout": 0.1,
+                   "attention_dropout": 0.1},
+        "workers": {"num_workers": 2, "cpus_per_worker": 0.5},
+        "training": {"epochs": 3, "progress_every_s": 1.0},
+        "evaluation": {"num_workers": 1, "cpus_per_worker": 0.5},
+        "tracking": {"uri": tracking_uri},
+    }  # fmt: skip
+
+
+def write_config(settings: dict) -> str:
+    """A config file; JSON is YAML."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
+        json.dump(settings, file)
+    return file.name

@@ -1,0 +1,187 @@
+"""Faults while training: a worker killed, the driver killed, a loss that is not finite."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from distrl.data.plan import Ledger
+from distrl.data.store import manifest_hash, read_manifest
+from tests.integration.servers import (
+    REPOSITORY,
+    job_environment,
+    run_job,
+    small_run,
+    write_config,
+    write_events,
+)
+from tests.store_factory import make_store
+
+pytestmark = pytest.mark.slow
+
+EPOCHS, SHARDS = 3, 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A store of four shards in which the next item mostly follows from the last."""
+    folder = tmp_path_factory.mktemp("faults")
+    write_events(folder / "events.csv", users=4000, items=60)
+    rows = [line.split(",") for line in (folder / "events.csv").read_text().split()[1:]]
+    sequences: dict[str, list[tuple[int, int]]] = {}
+    for user, item, timestamp in rows:
+        sequences.setdefault(user, []).append((int(timestamp), int(item[1:]) + 1))
+    make_store(
+        folder / "store",
+        [[item for _, item in sorted(s)] for s in sequences.values()],
+        num_shards=SHARDS,
+    )
+    return folder
+
+
+def settings(folder: Path, name: str, seed: int = 0) -> dict:
+    run = small_run(name, str(folder / "store"), str(folder / "runs"), "")
+    run["tracking"] = {}
+    run["seed"] = seed
+    run["training"] |= {"epochs": EPOCHS, "checkpoint_every_steps": 15, "patience": None}
+    return run
+
+
+def start(folder: Path, run: dict, *more: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "jobs/train_mclrec.py", write_config(run), *more],
+        cwd=REPOSITORY,
+        env=job_environment(),
+        stdout=(folder / f"{run['name']}.log").open("a"),
+        stderr=subprocess.STDOUT,
+    )
+
+
+def training_workers(driver: int) -> list[psutil.Process]:
+    """Processes of Ray Train's workers among what the driver started."""
+    found = []
+    for process in psutil.Process(driver).children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def until_checkpoints(run_folder: Path, count: int, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        if len(list(run_folder.glob("checkpoint-*/progress.json"))) >= count:
+            return
+        assert process.poll() is None, f"training ended too early: {log.read_text()[-3000:]}"
+        time.sleep(0.05)
+    raise AssertionError(f"no {count} checkpoints: {log.read_text()[-3000:]}")
+
+
+def assert_every_row_once(folder: Path, name: str) -> None:
+    """The last checkpoint's ledger holds each sample of each epoch exactly once."""
+    manifest = read_manifest(str(folder / "store"))
+    run_folder = folder / "runs" / name
+    snapshot = json.loads((run_folder / "checkpoint_manager_snapshot.json").read_text())
+    last = run_folder / snapshot["latest_checkpoint_result"]["checkpoint_dir_name"]
+    ledger = Ledger.from_json((last / "ledger.json").read_text(), manifest_hash(manifest))
+    assert ledger.total == EPOCHS * manifest.num_trainable_rows
+    for epoch in range(EPOCHS):
+        for number, shard in enumerate(manifest.sequences):
+            assert ledger.consumed_count(epoch, number) == shard.trainable_rows
+
+
+def runs_named(folder: Path, name: str) -> list[tuple[str, str]]:
+    with sqlite3.connect(folder / "runs" / "mlflow.db") as database:
+        return database.execute(
+            "select run_uuid, status from runs where name = ?", (name,)
+        ).fetchall()
+
+
+def curve(folder: Path, run_id: str, key: str) -> list[int]:
+    with sqlite3.connect(folder / "runs" / "mlflow.db") as database:
+        rows = database.execute(
+            "select step from metrics where run_uuid = ? and key = ? order by step", (run_id, key)
+        ).fetchall()
+    return [step for (step,) in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    """Test NDCG@10 of three seeds, left alone."""
+    scores = []
+    for seed in range(3):
+        run = settings(folder, f"undisturbed-{seed}", seed)
+        done = run_job("jobs/train_mclrec.py", write_config(run))
+        assert done.returncode == 0, done.stdout + done.stderr
+        result = json.loads((folder / "runs" / run["name"] / "result.json").read_text())
+        scores.append(result["metrics"]["kept/ndcg_at_10"])
+    return scores
+
+
+def test_a_killed_worker_costs_no_row_and_doubles_none(folder, undisturbed):
+    run = settings(folder, "killed-worker")
+    process = start(folder, run)
+    until_checkpoints(folder / "runs" / "killed-worker", 1, process, folder / "killed-worker.log")
+    workers = training_workers(process.pid)
+    assert len(workers) == 2
+    os.kill(workers[1].pid, signal.SIGKILL)
+    log = folder / "killed-worker.log"
+    assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
+
+    assert_every_row_once(folder, "killed-worker")
+    ((run_id, status),) = runs_named(folder, "killed-worker")
+    assert status == "FINISHED"
+    steps = curve(folder, run_id, "encoder/next_item")
+    assert steps == sorted(set(steps)), "a point of the curve is there twice"
+    score = json.loads((folder / "runs" / "killed-worker" / "result.json").read_text())
+    spread = max(undisturbed) - min(undisturbed)
+    middle = sum(undisturbed) / 3
+    assert abs(score["metrics"]["kept/ndcg_at_10"] - middle) <= max(2 * spread, 0.02), undisturbed
+
+
+def test_a_killed_driver_goes_on_with_resume_and_another_number_of_workers(folder):
+    run = settings(folder, "killed-driver")
+    process = start(folder, run)
+    until_checkpoints(folder / "runs" / "killed-driver", 1, process, folder / "killed-driver.log")
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.suspend()
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    for child in children:
+        child.kill()
+
+    refused = run_job("jobs/train_mclrec.py", write_config(run))
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+
+    other = run_job("jobs/train_mclrec.py", write_config(run), "engine.lr=0.01", "--resume")
+    assert other.returncode == 2
+    assert "engine.lr" in other.stderr
+
+    done = run_job("jobs/train_mclrec.py", write_config(run), "workers.num_workers=1", "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_every_row_once(folder, "killed-driver")
+    ((_, status),) = runs_named(folder, "killed-driver")
+    assert status == "FINISHED"
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_phase_step_and_terms(folder):
+    run = settings(folder, "diverged")
+    run["engine"] = {"lr": 1e30, "optimizer": "sgd"}
+    done = run_job("jobs/train_mclrec.py", write_config(run))
+    assert done.returncode == 2, done.stdout + done.stderr
+    for said in ("step", "encoder", "next_item"):
+        assert said in done.stderr
+    ((_, status),) = runs_named(folder, "diverged")
+    assert status == "FAILED"
+    assert not (folder / "runs" / "diverged" / "result.json").exists()

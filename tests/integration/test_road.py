@@ -1,0 +1,116 @@
+"""The whole road with every URI on S3, on a cluster of two nodes: raw log to promoted model."""
+
+import json
+import secrets
+
+import pytest
+
+from tests.integration.s3_server import start_s3
+from tests.integration.servers import (
+    mlflow_server,
+    ray_cluster,
+    run_job,
+    small_run,
+    write_config,
+    write_events,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """S3 with a raw log in it, a cluster and an MLflow server that know the way to S3."""
+    folder = tmp_path_factory.mktemp("road")
+    with start_s3(folder / "s3") as s3:
+        bucket = s3.create_bucket("road")
+        log = folder / "events.csv"
+        write_events(log, users=600, items=50)
+        s3.client().upload_file(str(log), "road", "raw/events.csv")
+        with (
+            mlflow_server(folder / "mlflow", s3.environment, f"{bucket}/mlflow") as tracking_uri,
+            ray_cluster(s3.environment) as address,
+        ):
+            yield {
+                "s3": s3,
+                "bucket": bucket,
+                "tracking_uri": tracking_uri,
+                "environment": {**s3.environment, "RAY_ADDRESS": address},
+            }
+
+
+def run_settings(place, name):
+    bucket = place["bucket"]
+    return small_run(name, f"{bucket}/store", f"{bucket}/runs", place["tracking_uri"])
+
+
+def test_raw_log_to_promoted_model_with_every_uri_on_s3(place):
+    bucket, environment = place["bucket"], place["environment"]
+    prepare = write_config(
+        {
+            "store_uri": f"{bucket}/store",
+            "source": {"uri": f"{bucket}/raw/events.csv"},
+            "num_shards": 4,
+        }
+    )
+    done = run_job("jobs/prepare.py", prepare, environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert "600" in done.stdout
+
+    train = write_config(run_settings(place, "first"))
+    done = run_job("jobs/train_mclrec.py", train, environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for said in ("waiting for data", "ETA", "loss", "rows/s", "popularity", "repeat"):
+        assert said in done.stdout, f"{said!r} is missing in: {done.stdout}"
+    result = json.loads(
+        place["s3"].client().get_object(Bucket="road", Key="runs/first/result.json")["Body"].read()
+    )
+    # Items follow one another four times in five: a model that learns anything finds the next.
+    assert result["metrics"]["kept/hr_at_10"] > 0.4
+
+    evaluate = write_config(
+        {
+            "model_uri": "models:/road/1",
+            "store_uri": f"{bucket}/store",
+            "output_uri": f"{bucket}/evaluation",
+            "tracking": {"uri": place["tracking_uri"]},
+        }
+    )
+    done = run_job("jobs/evaluate.py", evaluate, environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{result['metrics']['kept/ndcg_at_10']:.4f}" in done.stdout
+
+    promote = write_config(
+        {
+            "model": "road",
+            "store_uri": f"{bucket}/store",
+            "tracking": {"uri": place["tracking_uri"]},
+        }
+    )
+    done = run_job("jobs/promote.py", promote, environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_job(
+        "jobs/evaluate.py", evaluate, "model_uri=models:/road@champion", environment=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_wrong_secret_is_one_clear_error_before_any_worker_starts(place):
+    wrong = secrets.token_hex(20)
+    environment = {**place["environment"], "AWS_SECRET_ACCESS_KEY": wrong}
+    settings = write_config(run_settings(place, "wrong-secret"))
+    done = run_job("jobs/train_mclrec.py", settings, environment=environment, timeout_s=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "permission denied" in done.stderr
+    assert "AWS_SECRET_ACCESS_KEY" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert wrong not in done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_used_name_is_refused_and_nothing_of_the_run_changes(place):
+    settings = write_config(run_settings(place, "first"))
+    done = run_job("jobs/train_mclrec.py", settings, environment=place["environment"], timeout_s=60)
+    assert done.returncode == 2
+    assert "--resume" in done.stderr
