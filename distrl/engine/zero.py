@@ -1,0 +1,297 @@
+"""One DeepSpeed engine per part of a method. Knows no Ray: one process, torchrun, anything."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from distrl.contract import Batch, Losses, Method, Phase, Unit
+from distrl.engine.collectives import gather_objects, world_size
+from distrl.engine.config import EngineConfig
+from distrl.engine.shards import Shard, shard_of, write_weight
+from distrl.engine.vendor import load_deepspeed
+from distrl.errors import DivergedError
+
+
+class _Holder(nn.Module):
+    """What DeepSpeed takes for its model: the parameters of one part, and the identity on a loss.
+
+    The method itself stays plain. ZeRO's hooks on modules would meet tied tables, sub-modules that
+    one rank skips and another does not, results that are no tensors, and each other; on this module
+    they find nothing but a scalar. Gradients are reduced by hooks on the parameters, which
+    DeepSpeed sets whichever module holds them.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__()
+        self.held = nn.ParameterList(parameters)
+
+    def forward(self, total: Tensor) -> Tensor:
+        return total
+
+
+class Engines:
+    """One DeepSpeed engine per part of a method; the method's phases decide which one moves.
+
+    Weights start as rank 0's. Between two steps the method's own parameters are the current
+    weights, in the configured precision; at stage 3 they are sharded, and `gathered` shows them.
+
+    A parameter that a phase trains and that no loss reaches has a gradient of zero, so that ranks
+    may hold unequal batches: one without pairs takes part in what the others reduce.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        config: EngineConfig,
+        *,
+        device: torch.device,
+        micro_batch_size: int,
+        num_workers: int,
+    ) -> None:
+        """Wraps the method. Collective.
+
+        Args:
+            method: Moved to `device`, and in bf16 cast, in place.
+            config: What to wrap it in.
+            device: Where it runs; a GPU is the one that LOCAL_RANK names.
+            micro_batch_size: Samples a worker takes per step.
+            num_workers: Ranks in the process group, which exists already.
+
+        Raises:
+            ConfigError: If a learning rate is meant for a part that does not exist.
+            ValueError: If the parts do not hold every trainable parameter exactly once.
+        """
+        config.check_parts(method.parts)
+        self.method, self.config, self.device = method.to(device), config, device
+        self.units: dict[str, Unit] = {}
+        """What each term met so far is a mean over."""
+        self._deepspeed = load_deepspeed(device.type)
+        self._trained = _trained_parameters(method)
+        _broadcast(method)
+        # DeepSpeed rounds the weights first and makes the master copies of what is left.
+        rounded = list(self.parameters()) if config.precision == "bf16" else []
+        exact = [parameter.detach().clone() for parameter in rounded]
+        settings = config.deepspeed_dict(micro_batch_size, num_workers)
+        self._engines = {part: self._wrap(part, settings) for part in self._trained}
+        for parameter, value in zip(rounded, exact, strict=True):
+            write_weight(parameter, self.shard(parameter), value)
+
+    def _wrap(self, part: str, settings: dict[str, Any]) -> Any:  # noqa: ANN401
+        """DeepSpeed's engine around one part."""
+        parameters = self._trained[part]
+        engine, *_ = self._deepspeed.initialize(
+            model=_Holder(parameters),
+            model_parameters=parameters,
+            optimizer=_optimizer(self.config, part, parameters),
+            config=dict(settings),
+            dist_init_required=False,
+        )
+        return engine
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Everything that some phase may move."""
+        for parameters in self._trained.values():
+            yield from parameters
+
+    @property
+    def parts(self) -> Mapping[str, list[nn.Parameter]]:
+        """Trained parameters of each part."""
+        return self._trained
+
+    def shard(self, parameter: nn.Parameter) -> Shard | None:
+        """This rank's piece of a trained parameter; None where it has none."""
+        for part, parameters in self._trained.items():
+            if any(parameter is own for own in parameters):
+                zero = self._engines[part].optimizer
+                return shard_of(zero, parameter, self.config.zero_stage)
+        raise ValueError("not a parameter that the engines move")
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Within it the method's parameters are whole on every rank, whatever the stage.
+
+        They may be read, not written. Collective.
+        """
+        if self.config.zero_stage < 3:
+            return nullcontext()
+        return self._deepspeed.zero.GatheredParameters(list(self.parameters()))
+
+    def step(
+        self, batch: Batch, phase: Phase, shares: Mapping[Unit, float], *, step: int
+    ) -> dict[str, Tensor]:
+        """Forward, check, backward and optimizer step of the parts that a phase trains. Collective.
+
+        Args:
+            batch: This worker's, on the engines' device.
+            phase: One of the method's.
+            shares: This worker's count of each unit divided by the mean count per worker.
+            step: For messages.
+
+        Returns:
+            The detached value of each term, neither weighted nor scaled by its share, and `total`.
+
+        Raises:
+            DivergedError: On every rank, if the total is not finite on any, or if a gradient is
+                not; no weight has moved then, except by earlier phases and, if it is a gradient of
+                one of several parts, by the parts before it.
+        """
+        values: dict[str, Tensor] = {}
+        with _same_random_draws(self.device, len(phase.trains)) as rewind:
+            for part in phase.trains:
+                rewind()
+                with self.gathered():
+                    found = self._backward(part, batch, phase, shares, step)
+                values = values or found
+        for part in phase.trains:
+            self._engines[part].step()
+            if not self._engines[part].was_step_applied():
+                raise DivergedError(
+                    f"phase {phase.name}, step {step}: the gradient of {part} is not finite, "
+                    f"though its loss is ({_listed(values)}); the optimizer has not moved"
+                )
+        return values
+
+    def _backward(
+        self, part: str, batch: Batch, phase: Phase, shares: Mapping[Unit, float], step: int
+    ) -> dict[str, Tensor]:
+        """Leaves the gradient of one part with its engine, and moves nothing."""
+        for name, parameters in self._trained.items():
+            for parameter in parameters:
+                parameter.requires_grad_(name == part)
+        losses = self.method(batch, phase)
+        total = losses.total(shares)
+        self.units |= {name: term.unit for name, term in losses.terms.items()}
+        values = _values(losses, total)
+        self._check_finite(total, values, phase, step)
+        engine = self._engines[part]
+        engine.backward(engine(_reach(total, self._trained[part])))
+        return values
+
+    def _check_finite(
+        self, total: Tensor, values: Mapping[str, Tensor], phase: Phase, step: int
+    ) -> None:
+        """All ranks go on, or none does."""
+        finite = torch.isfinite(total.detach()).to(torch.int32)
+        if world_size() > 1:
+            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        if finite.item():
+            return
+        found = gather_objects(_listed(values))
+        ranks = "; ".join(f"rank {rank}: {listed}" for rank, listed in enumerate(found))
+        raise DivergedError(
+            f"phase {phase.name}, step {step}: the loss is not finite ({ranks}); "
+            "the optimizer has not moved"
+        )
+
+
+def _optimizer(
+    config: EngineConfig, part: str, parameters: list[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The torch optimizer of one part, with every default that changes numbers spelled out."""
+    lr = config.lr_for(part)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=lr,
+            momentum=config.momentum,
+            dampening=0.0,
+            nesterov=False,
+            weight_decay=config.weight_decay,
+        )
+    return torch.optim.Adam(
+        parameters,
+        lr=lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        amsgrad=False,
+    )
+
+
+def _trained_parameters(method: Method) -> dict[str, list[nn.Parameter]]:
+    """The parameters that require a gradient, by part.
+
+    Raises:
+        ValueError: If one is in no part or in two.
+    """
+    parts = {
+        name: [p for p in part.parameters() if p.requires_grad]
+        for name, part in method.parts.items()
+    }
+    holders: dict[int, list[str]] = {}
+    for part, parameters in parts.items():
+        for parameter in parameters:
+            holders.setdefault(id(parameter), []).append(part)
+    for name, parameter in method.named_parameters():
+        held = holders.get(id(parameter), [])
+        if parameter.requires_grad and len(held) != 1:
+            where = f"parts {', '.join(held)}" if held else "no part"
+            raise ValueError(f"parameter {name} is in {where} of the method; it must be in one")
+    return {name: parameters for name, parameters in parts.items() if parameters}
+
+
+def _broadcast(method: Method) -> None:
+    """Every rank starts from rank 0's parameters and buffers. Collective."""
+    if world_size() > 1:
+        for tensor in [*method.parameters(), *method.buffers()]:
+            dist.broadcast(tensor.data, src=0)
+
+
+def _values(losses: Losses, total: Tensor) -> dict[str, Tensor]:
+    """What a phase reports, cut off from the graph."""
+    values = {name: term.value.detach() for name, term in losses.terms.items()}
+    return values | {"total": total.detach()}
+
+
+def _listed(values: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name}={value.item():.6g}" for name, value in values.items())
+
+
+def _reach(total: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    """The same total, with a gradient of zero for the parameters that its graph does not hold.
+
+    Ranks reduce gradients parameter by parameter: one missing on one rank would leave the others
+    waiting, or pair the wrong ones.
+    """
+    reached = _leaves(total)
+    for parameter in parameters:
+        if id(parameter) not in reached:
+            total = total + parameter.flatten()[:0].sum().to(total.dtype)
+    return total
+
+
+def _leaves(total: Tensor) -> set[int]:
+    """Ids of the tensors that a backward from `total` would give a gradient."""
+    leaves, seen, ahead = set(), set(), [total.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))  # pyright: ignore[reportAttributeAccessIssue]
+        ahead.extend(before for before, _ in node.next_functions)
+    return leaves
+
+
+@contextmanager
+def _same_random_draws(device: torch.device, passes: int) -> Iterator[Any]:
+    """Yields a function that makes every pass over a batch draw the same dropout.
+
+    A phase that trains several parts takes one pass for each; plain torch would take one for all.
+    """
+    if passes < 2:
+        yield lambda: None
+        return
+    on_gpu = device.type == "cuda"
+    host, gpu = torch.get_rng_state(), torch.cuda.get_rng_state(device) if on_gpu else None
+
+    def rewind() -> None:
+        torch.set_rng_state(host)
+        if gpu is not None:
+            torch.cuda.set_rng_state(gpu, device)
+
+    yield rewind
