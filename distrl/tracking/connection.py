@@ -24,7 +24,11 @@ from distrl.tracking.config import SQLITE, masked, scrubbed
 FAILURES = (MlflowException, SQLAlchemyError, OSError, ImportError)
 """What MLflow, its database layer, its HTTP client and a missing database driver raise."""
 
-OUR_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+OUR_MANNERS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 """For this process, unless the user's environment says otherwise."""
 
 PROBE_S = 5
@@ -81,7 +85,7 @@ def client(uri: str) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.WARNING)
     # It announces each retry; the error or the warning that follows says it once.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    for name, value in OUR_PATIENCE.items():
+    for name, value in OUR_MANNERS.items():
         os.environ.setdefault(name, value)
     return MlflowClient(uri, registry_uri=uri)
 
