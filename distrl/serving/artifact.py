@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from jaxtyping import Int64
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -41,6 +43,23 @@ class Artifact:
     catalog: Catalog
     items: pa.Array
     """The caller's own ids (string or int64): index i holds that of item i + 1."""
+
+    def item_ids(self, own: pa.Array) -> Int64[np.ndarray, " ids"]:
+        """The model's id of each of the caller's own, PAD_ID where it does not know it.
+
+        Raises:
+            SchemaError: If the ids are of a type that does not cast to the model's.
+        """
+        try:
+            asked = own.cast(self.items.type)
+        except pa.ArrowInvalid as error:
+            raise SchemaError(
+                f"item ids of type {own.type} are asked for, the model's are {self.items.type}: "
+                f"{error}"
+            ) from error
+        lookup = pc.SetLookupOptions(self.items, skip_nulls=True)
+        places = pc.call_function("index_in", [asked], lookup).fill_null(-1)
+        return places.to_numpy().astype(np.int64) + PAD_ID + 1
 
 
 def write_artifact(folder: Path, artifact: Artifact) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from jaxtyping import Int64
 
@@ -42,9 +41,8 @@ class Recommender:
     """
 
     def __init__(self, artifact: Artifact) -> None:
+        self._artifact = artifact
         self._method = artifact.method.double().eval()
-        self._max_len = artifact.catalog.max_len
-        self._items = artifact.items
         with torch.inference_mode():
             self._grid = ItemGrid.of(self._method.item_vectors)
 
@@ -68,7 +66,7 @@ class Recommender:
         scores = np.concatenate([scores for _, scores in parts]) if parts else np.empty((0, k))
         there = ids != PAD_ID
         offsets = pa.array(np.concatenate([[0], np.cumsum(there.sum(axis=1))]), type=pa.int32())
-        items = self._items.take(pa.array(ids[there] - 1))
+        items = self._artifact.items.take(pa.array(ids[there] - 1))
         return Recommendations(
             pa.ListArray.from_arrays(offsets, items),
             pa.ListArray.from_arrays(offsets, pa.array(scores[there])),
@@ -77,17 +75,7 @@ class Recommender:
 
     def _known(self, histories: pa.ListArray) -> tuple[Ragged, Int64[np.ndarray, " U"]]:
         """Histories in the model's ids without unknown items, and how many were unknown."""
-        flat = histories.flatten()
-        try:
-            asked = flat.cast(self._items.type)
-        except pa.ArrowInvalid as error:
-            raise SchemaError(
-                f"histories hold ids of type {flat.type}, the model's are {self._items.type}: "
-                f"{error}"
-            ) from error
-        lookup = pc.SetLookupOptions(self._items, skip_nulls=True)
-        places = pc.call_function("index_in", [asked], lookup).fill_null(-1)
-        ids = places.to_numpy().astype(np.int64) + PAD_ID + 1
+        ids = self._artifact.item_ids(histories.flatten())
         lengths = histories.value_lengths().fill_null(0).to_numpy()
         ragged = Ragged(ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
         known = ragged.keep(ids != PAD_ID)
@@ -116,7 +104,7 @@ class Recommender:
             chosen = histories.take(asked)
             distinct = chosen.keep(last_occurrence(chosen))
             best, best_scores = top_items(
-                self._method.user_states(pad_histories(chosen, self._max_len)),
+                self._method.user_states(pad_histories(chosen, self._artifact.catalog.max_len)),
                 self._grid,
                 k,
                 item_chunk=ITEM_CHUNK,

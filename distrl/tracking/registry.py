@@ -11,6 +11,7 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 
 from distrl.errors import TrackingError
 from distrl.tracking.config import masked
@@ -185,7 +186,7 @@ class Registry:
                     source, dst_path=str(target), tracking_uri=self._uri, registry_uri=self._uri
                 )
             )
-            flavor = mlflow.models.Model.load(root).flavors.get("python_function", {})
+            flavor = Model.load(root).flavors.get("python_function", {})
         entry = flavor.get("artifacts", {}).get(ARTIFACT)
         if entry is None:
             raise TrackingError(f"{version.uri} is not a model that distrl logged")
