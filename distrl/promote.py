@@ -1,4 +1,4 @@
-"""From a registered version to the champion: both evaluated afresh, then the gate, aliases, tags."""
+"""From a registered version to the champion: both evaluated afresh, the gate, aliases, tags."""
 
 import json
 import tempfile
