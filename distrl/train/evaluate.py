@@ -21,9 +21,9 @@ from distrl.errors import SchemaError
 from distrl.ops.metrics import RankCounts
 from distrl.schema import Manifest, Split
 from distrl.train.baselines import count_training_items, popularity_ranks
-from distrl.train.fleet import count_on_ray, rank_on_ray
+from distrl.train.fleet import count_on_ray, rank_on_ray, ranking_actors
 from distrl.train.progress import Progress
-from distrl.train.ranker import MODEL, Ranker, Tally
+from distrl.train.ranker import MODEL, Ranker, RankingTask, Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +112,10 @@ def evaluate_model(
     popularity = None
     if baselines:
         popularity = popularity_ranks(count_on_ray(store_uri, manifest, config))
-    tallies = rank_on_ray(
-        method,
-        max_len,
-        store_uri,
-        split,
-        config,
-        manifest.sequences,
-        popularity=popularity,
-        item_map=item_map,
-        on_shard=progress.add,
-    )
-    return _result(tallies, split, config, progress)
+    task = RankingTask(max_len, store_uri, split, config, popularity, item_map)
+    with ranking_actors(method, task, len(manifest.sequences)) as actors:
+        tallies = rank_on_ray(actors, manifest.sequences, progress.add)
+        return _result(tallies, split, config, progress)
 
 
 def evaluate_local(
@@ -147,15 +139,8 @@ def evaluate_local(
             for shard in manifest.sequences
         )
         popularity = popularity_ranks(reduce(add, counted))
-    ranker = Ranker(
-        copy.deepcopy(method),
-        max_len,
-        store_uri,
-        split,
-        config,
-        popularity=popularity,
-        item_map=item_map,
-    )
+    task = RankingTask(max_len, store_uri, split, config, popularity, item_map)
+    ranker = Ranker(copy.deepcopy(method), task)
     tallies = (ranker.rank(shard, progress.add) for shard in manifest.sequences)
     return _result(tallies, split, config, progress)
 

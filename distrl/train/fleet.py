@@ -4,10 +4,13 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import torch
 from jaxtyping import Int64
@@ -17,9 +20,10 @@ from torch import nn
 from distrl.contract import Method
 from distrl.data.evaluation_config import EvaluationConfig
 from distrl.errors import DistrlError
-from distrl.schema import Manifest, Shard, Split
+from distrl.schema import Manifest, Shard
 from distrl.train.baselines import count_training_items
-from distrl.train.ranker import Ranker, Tally
+from distrl.train.ranker import Ranker, RankingTask, Tally, encoder_dtype
+from distrl.train.top_k import write_top_k
 
 logger = logging.getLogger(__name__)
 
@@ -67,30 +71,26 @@ class Weights:
 class RankingActor:
     """Holds the model and ranks one shard after another."""
 
-    def __init__(
-        self,
-        weights: Weights,
-        max_len: int,
-        store_uri: str,
-        split: Split,
-        config: EvaluationConfig,
-        popularity: Int64[np.ndarray, " items"] | None,
-        item_map: Int64[np.ndarray, " items"] | None,
-    ) -> None:
-        torch.set_num_threads(max(1, int(config.cpus_per_worker)))
-        self._ranker = Ranker(
-            weights.method(),
-            max_len,
-            store_uri,
-            split,
-            config,
-            popularity=popularity,
-            item_map=item_map,
-        )
+    def __init__(self, weights: Weights, task: RankingTask) -> None:
+        torch.set_num_threads(max(1, int(task.config.cpus_per_worker)))
+        self._weights, self._task = weights, task
+
+    @cached_property
+    def _ranker(self) -> Ranker:
+        """Made by the first shard: what a constructor raises reaches the driver as a dead actor."""
+        return Ranker(self._weights.method(), self._task)
 
     def rank(self, shard: Shard) -> tuple[Tally, int]:
         """Counts of one shard, and its users."""
         return self._ranker.rank(shard), shard.rows
+
+    def write_top_k(
+        self, shard: Shard, k: int, item_ids: pa.Array, target_uri: str, *, mask_seen: bool
+    ) -> int:
+        """Writes the k best items of each user of a shard, and returns how many users those are."""
+        return write_top_k(
+            self._ranker.top(shard, k, mask_seen=mask_seen), item_ids, target_uri, shard
+        )
 
 
 def count_on_ray(
@@ -100,61 +100,55 @@ def count_on_ray(
     count = ray.remote(num_cpus=config.cpus_per_worker)(count_training_items)
     width = min(config.num_workers, len(manifest.sequences))
 
-    def submit(shard: Shard) -> ray.ObjectRef:
+    def start(shard: Shard) -> ray.ObjectRef:
         return count.remote(store_uri, shard, manifest.num_items)
 
     total = np.zeros(manifest.num_items + 1, dtype=np.int64)
-    for counts in _unordered([submit] * width, manifest.sequences):
+    for counts in each_shard([start] * width, manifest.sequences):
         total += counts
     return total
 
 
 def rank_on_ray(
-    method: Method,
-    max_len: int,
-    store_uri: str,
-    split: Split,
-    config: EvaluationConfig,
-    shards: Sequence[Shard],
-    *,
-    popularity: Int64[np.ndarray, " items"] | None,
-    item_map: Int64[np.ndarray, " items"] | None,
-    on_shard: Callable[[int], None],
+    actors: Sequence[Any], shards: Sequence[Shard], on_shard: Callable[[int], None]
 ) -> Iterator[Tally]:
-    """Counts of each shard, in the order in which actors are done with them.
+    """Counts of each shard, in the order in which actors are done with them."""
+    for tally, num_users in each_shard([actor.rank.remote for actor in actors], shards):
+        on_shard(num_users)
+        yield tally
 
-    A lost actor starts again where there is room, and repeats its shard.
+
+@contextmanager
+def ranking_actors(method: Method, task: RankingTask, num_shards: int) -> Iterator[list[Any]]:
+    """Actors that hold the model, as many as are configured and have a shard to rank.
+
+    A lost one starts again where there is room, and repeats its shard. All end with the block.
     """
-    dtype = torch.float64 if config.dtype == "float64" else torch.float32
-    shared = [ray.put(value) for value in (Weights.of(method, dtype), popularity, item_map)]
+    config = task.config
+    shared = [ray.put(Weights.of(method, encoder_dtype(config))), ray.put(task)]
     actor_class: Any = ray.remote(
         num_cpus=config.cpus_per_worker,
         num_gpus=config.gpus_per_worker,
         max_restarts=-1,
         max_task_retries=-1,
     )(RankingActor)
-    actors = [
-        actor_class.remote(shared[0], max_len, store_uri, split, config, shared[1], shared[2])
-        for _ in range(min(config.num_workers, len(shards)))
-    ]
+    actors = [actor_class.remote(*shared) for _ in range(min(config.num_workers, num_shards))]
     try:
-        for tally, num_users in _unordered([actor.rank.remote for actor in actors], shards):
-            on_shard(num_users)
-            yield tally
+        yield actors
     finally:
         for actor in actors:
             ray.kill(actor)
 
 
-def _unordered(
-    workers: Sequence[Callable[[Shard], ray.ObjectRef]], shards: Sequence[Shard]
+def each_shard(
+    submit: Sequence[Callable[[Shard], ray.ObjectRef]], shards: Sequence[Shard]
 ) -> Iterator[Any]:
-    """Gives each worker one shard at a time; yields results as they come.
+    """Results of all shards as they come, each of `submit` busy with one at a time.
 
     Raises:
         DistrlError: What a worker raised, without Ray's wrapping.
     """
-    idle, waiting = list(workers), list(reversed(shards))
+    idle, waiting = list(submit), list(reversed(shards))
     running: dict[ray.ObjectRef, Callable[[Shard], ray.ObjectRef]] = {}
     while waiting or running:
         while waiting and idle:

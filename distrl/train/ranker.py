@@ -62,39 +62,39 @@ class TopItems:
     scores: Float[np.ndarray, "U K"]
 
 
+@dataclass(frozen=True, slots=True)
+class RankingTask:
+    """What is ranked, and how; all but the model."""
+
+    max_len: int
+    """Newest items of a history that the model reads."""
+    store_uri: str
+    split: Split
+    """Which held-out items are the targets."""
+    config: EvaluationConfig
+    popularity: Int64[np.ndarray, " items"] | None
+    """Popularity rank of each item of the store; None leaves the baselines out."""
+    item_map: Int64[np.ndarray, " items"] | None
+    """The model's id of each item id of the store; None where they are the same."""
+
+
 class Ranker:
     """A model ready to rank shards of one store."""
 
-    def __init__(
-        self,
-        method: Method,
-        max_len: int,
-        store_uri: str,
-        split: Split,
-        config: EvaluationConfig,
-        *,
-        popularity: Int64[np.ndarray, " items"] | None,
-        item_map: Int64[np.ndarray, " items"] | None,
-    ) -> None:
+    def __init__(self, method: Method, task: RankingTask) -> None:
         """Moves the method to where and how it is ranked.
 
         Args:
-            method: The model; it is changed to eval mode, `config.dtype` and the device, so hand
+            method: The model; it is changed to eval mode, the task's dtype and its device, so hand
                 over a copy.
-            max_len: Newest items of a history that the model reads.
-            store_uri: Whose shards are ranked.
-            split: Which held-out items are the targets.
-            config: Chunk sizes, cutoffs, length buckets.
-            popularity: Popularity rank of each item of the store; None leaves the baselines out.
-            item_map: The model's id of each item id of the store; None where they are the same.
+            task: What to rank.
+
+        Raises:
+            DivergedError: If an item vector is not finite.
         """
-        self._device = torch.device("cuda" if config.gpus_per_worker > 0 else "cpu")
-        dtype = torch.float64 if config.dtype == "float64" else torch.float32
-        self._method = method.to(self._device, dtype).eval()
-        self._max_len = max_len
-        self._store_uri, self._config = store_uri, config
-        self._split: Split = split
-        self._popularity, self._item_map = popularity, item_map
+        self._task, self._config = task, task.config
+        self._device = torch.device("cuda" if task.config.gpus_per_worker > 0 else "cpu")
+        self._method = method.to(self._device, encoder_dtype(task.config)).eval()
         with torch.inference_mode():
             self._grid = ItemGrid.of(self._method.item_vectors)
 
@@ -110,10 +110,10 @@ class Ranker:
             StorageError: If it cannot be read.
             DivergedError: If a state is not finite.
         """
-        tally = self._tally(held_out_cases(Ragged.of([]), self._split), 0)
-        for batch in shard_batches(self._store_uri, shard, self._config.batch_size, ["items"]):
+        tally = self._tally(held_out_cases(Ragged.of([]), self._task.split), 0)
+        for batch in shard_batches(self._task.store_uri, shard, self._config.batch_size, ["items"]):
             sequences = ragged(batch.column("items"))
-            cases = held_out_cases(sequences, self._split)
+            cases = held_out_cases(sequences, self._task.split)
             num_users = len(sequences.lengths)
             tally += self._tally(cases, num_users - len(cases.targets))
             on_batch(num_users)
@@ -125,9 +125,9 @@ class Ranker:
         PAD_ID and -inf fill up users with fewer candidates.
         """
         columns = ["user", "items"]
-        for batch in shard_batches(self._store_uri, shard, self._config.batch_size, columns):
+        for batch in shard_batches(self._task.store_uri, shard, self._config.batch_size, columns):
             sequences = ragged(batch.column("items"))
-            cases = self._in_model_ids(held_out_cases(sequences, self._split))
+            cases = self._in_model_ids(held_out_cases(sequences, self._task.split))
             known = np.flatnonzero(cases.histories.lengths > 0)
             if not len(known):
                 continue
@@ -148,8 +148,8 @@ class Ranker:
     def _tally(self, cases: Cases, num_skipped: int) -> Tally:
         kept, masked, num_unknown = self._model_ranks(self._in_model_ids(cases))
         ranks = {f"{MODEL}/kept": kept, f"{MODEL}/masked": masked}
-        if self._popularity is not None:
-            kept, masked = rank_by_popularity(cases, self._popularity)
+        if self._task.popularity is not None:
+            kept, masked = rank_by_popularity(cases, self._task.popularity)
             ranks |= {f"{POPULARITY}/kept": kept, f"{POPULARITY}/masked": masked}
             recent = rank_by_recency(cases)
             nothing = np.full_like(recent, MISS)  # all it can name is masked
@@ -162,7 +162,7 @@ class Ranker:
         return Tally(counts, num_skipped, num_unknown)
 
     def _in_model_ids(self, cases: Cases) -> Cases:
-        return cases if self._item_map is None else renamed(cases, self._item_map)
+        return cases if self._task.item_map is None else renamed(cases, self._task.item_map)
 
     @torch.inference_mode()
     def _model_ranks(
@@ -187,10 +187,10 @@ class Ranker:
 
     def _states(self, histories: Ragged) -> Float[Tensor, "U D"]:
         """One state a history, encoded in order of length, so that little is padded."""
-        order = np.argsort(np.minimum(histories.lengths, self._max_len), kind="stable")
+        order = np.argsort(np.minimum(histories.lengths, self._task.max_len), kind="stable")
         parts = [
             self._method.user_states(
-                pad_histories(histories.take(rows), self._max_len).to(self._device)
+                pad_histories(histories.take(rows), self._task.max_len).to(self._device)
             )
             for rows in np.split(order, range(ROWS_AT_ONCE, len(order), ROWS_AT_ONCE))
         ]
@@ -205,3 +205,8 @@ class Ranker:
 
     def _tensor(self, values: Int64[np.ndarray, " n"]) -> Int64[Tensor, " n"]:
         return torch.from_numpy(values).to(self._device)
+
+
+def encoder_dtype(config: EvaluationConfig) -> torch.dtype:
+    """The precision of the encoder's pass."""
+    return torch.float64 if config.dtype == "float64" else torch.float32
