@@ -84,11 +84,14 @@ def ray_cluster(environment: Mapping[str, str], nodes: int = 2, cpus: int = 4) -
 
 @contextmanager
 def mlflow_server(
-    folder: Path, environment: Mapping[str, str] | None = None, artifacts: str | None = None
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    artifacts: str | None = None,
+    port: int | None = None,
 ) -> Iterator[str]:
     """An MLflow server on loopback with SQLite; yields its URI. Ended by pid, with its workers."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port = port or free_port()
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
         "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
