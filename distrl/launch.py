@@ -98,7 +98,7 @@ def _needs(run: RunConfig) -> dict[str, dict[str, float]]:
     count, ranking = run.workers.num_workers, run.evaluation
     needs = {
         f"{count} training workers": _times(_worker_resources(run), count),
-        "reading": {"CPU": run.data.read_cpus},
+        "reading": {"CPU": run.data.read_cpus * run.data.read_tasks},
     }
     if ranking.num_workers:
         each = {"CPU": ranking.cpus_per_worker, "GPU": ranking.gpus_per_worker}
@@ -177,7 +177,7 @@ def _train(
         train_worker,
         train_loop_config={"task": WorkerTask(run, manifest, store_hash, monitor)},
         datasets={"train": _Stream(run, manifest, folder.uri, store_hash)},
-        dataset_config=StreamSplit(),
+        dataset_config=StreamSplit(run.data.read_ahead_bytes),
         scaling_config=ScalingConfig(
             num_workers=run.workers.num_workers,
             use_gpu=run.workers.use_gpu,

@@ -124,5 +124,5 @@ def steps(
             curves.add(phase.name, terms, batch, engines.units)
         step, consumed_before = step + 1, consumed_before + int(samples)
         if consumed is not None:
-            ledger.add(consumed)
+            ledger.add(consumed.epoch, consumed.shard, consumed.serial)
         yield Step(step, int(samples), int(targets), wishes > 0)

@@ -12,11 +12,12 @@ import ray
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointUploadMode, ValidationTaskConfig
+from ray.train.torch import get_device
 
 from distrl.config import RunConfig
 from distrl.contract import Catalog, Method
 from distrl.data.plan import Ledger
-from distrl.data.samples import empty_batch
+from distrl.data.samples import BatchMaker, empty_batch
 from distrl.data.stream import batches
 from distrl.engine import checkpoint
 from distrl.engine.collectives import ensure_process_group, gather_objects, rank, world_size
@@ -75,7 +76,7 @@ class _Worker:
         torch.set_num_threads(self.run.workers.threads)
         ensure_process_group("nccl" if self.run.workers.use_gpu else "gloo")
         on_gpu = self.run.workers.use_gpu
-        self.device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
+        self.device = get_device() if on_gpu else torch.device("cpu")
         self.method = self._build()
         self.engines = Engines(
             self.method,
@@ -112,14 +113,9 @@ class _Worker:
         """Reads the stream to its end, checkpointing on the way."""
         run, training = self.run, self.run.training
         shard = ray.train.get_dataset_shard("train")
-        stream = batches(
-            shard,
-            run.data,
-            batch_size=run.data.batch_size // world_size(),
-            num_views=self.method.num_views,
-            num_items=self.task.manifest.num_items,
-            seed=run.seed,
-        )
+        assert shard is not None, "the launcher gives every worker a part of the stream"
+        maker = BatchMaker(run.data, self.method.num_views, self.task.manifest.num_items, run.seed)
+        stream = batches(shard, run.data, maker, batch_size=run.data.batch_size // world_size())
         curves, stop = Curves(), StopSignal()
         consumed = self.ledger.total
         meter = _Meter(consumed, self.rows_per_epoch * training.epochs)

@@ -1,0 +1,127 @@
+"""Samples of a store, as the stream serves them, made into batches."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from distrl.contract import Batch
+from distrl.data.config import DataConfig
+from distrl.data.packing import pack
+from distrl.ops.ragged import Ragged
+from distrl.ops.sequences import Views, mixed, sample_keys, uniform
+from distrl.schema import PAD_ID
+
+_PREFIX, _CHOICE = 11, 12
+"""Purposes of draws, apart from those of the views."""
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Samples with their place in the plan.
+
+    A sample's items are its inputs followed by its newest target: a user's training part, or a
+    prefix and the item that follows it.
+    """
+
+    epoch: Int64[np.ndarray, " n"]
+    shard: Int64[np.ndarray, " n"]
+    serial: Int64[np.ndarray, " n"]
+    """Number within (epoch, shard), in the order in which that unit is served."""
+    items: Ragged
+
+
+@dataclass(frozen=True, slots=True)
+class BatchMaker:
+    """Makes a worker's batch of its samples. Thread-safe: it holds settings only."""
+
+    config: DataConfig
+    num_views: Literal[0, 2]
+    num_items: int
+    seed: int
+
+    def make(self, samples: Samples) -> Batch:
+        """Inputs, targets and views, packed. No samples make a batch without targets."""
+        inputs, targets = _shifted(samples.items)
+        if self.config.samples == "prefix":
+            return self._prefixes(samples, inputs, targets)
+        return self._all_positions(samples, inputs, targets)
+
+    def _prefixes(self, samples: Samples, inputs: Ragged, targets: Ragged) -> Batch:
+        """One target a sample; every sample is contrasted."""
+        clean, _ = pack(inputs, self.config.slots)
+        newest = targets.values[targets.offsets[1:] - 1]
+        keys = sample_keys(self.seed, samples.epoch, samples.shard, samples.serial)
+        return Batch(clean, clean.last, torch.from_numpy(newest), self._views(inputs, keys))
+
+    def _all_positions(self, samples: Samples, inputs: Ragged, targets: Ragged) -> Batch:
+        """A target at every position; some prefixes of each sample are contrasted."""
+        max_len = self.config.max_len
+        if self.config.long_sequences == "last":
+            inputs, targets = inputs.newest(max_len), targets.newest(max_len)
+        clean, slots = pack(windows(inputs, max_len), self.config.slots)
+        contrasted = None
+        if self.num_views:
+            keys = sample_keys(self.seed, samples.epoch, samples.shard, samples.serial)
+            prefixes, rows = self._contrasted(inputs, keys)
+            contrasted = self._views(prefixes, mixed(keys[rows], prefixes.lengths + _PREFIX))
+        return Batch(clean, torch.from_numpy(slots), torch.from_numpy(targets.values), contrasted)
+
+    def _contrasted(self, inputs: Ragged, keys: np.ndarray) -> tuple[Ragged, np.ndarray]:
+        """The whole input of each sample, and random shorter prefixes; and whose each one is."""
+        rows, lengths = inputs.rows, inputs.lengths
+        position = np.arange(len(rows)) - inputs.offsets[:-1][rows]
+        draws = uniform(mixed(mixed(keys, _CHOICE)[rows], position))
+        draws[position == lengths[rows] - 1] = -1.0
+        order = np.lexsort((draws, rows))
+        ends = order[position < self.config.contrasted_prefixes]
+        count = np.minimum(position[ends] + 1, self.config.max_len)
+        offsets = np.concatenate([[0], np.cumsum(count)])
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], count)
+        first = np.repeat(ends - count + 1, count)
+        return Ragged(inputs.values[first + within], offsets), rows[ends]
+
+    def _views(self, sequences: Ragged, keys: np.ndarray) -> tuple | None:
+        if not self.num_views:
+            return None
+        augment = self.config.augment
+        mask_id = PAD_ID if augment.mask_with == "pad" else self.num_items + 1
+        views = Views(
+            augment.operations,
+            augment.crop_ratio,
+            augment.mask_ratio,
+            augment.reorder_ratio,
+            augment.distinct,
+            mask_id,
+        )
+        first, second = views.draw(sequences, keys)
+        return pack(first, self.config.slots)[0], pack(second, self.config.slots)[0]
+
+
+def windows(inputs: Ragged, max_len: int) -> Ragged:
+    """Rows cut into consecutive windows of at most `max_len`, the newest one full."""
+    lengths = inputs.lengths
+    count = -(-lengths // max_len)
+    rows = np.repeat(np.arange(len(lengths)), count)
+    number = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
+    oldest = lengths - (count - 1) * max_len
+    sizes = np.where(number == 0, oldest[rows], max_len)
+    return Ragged(inputs.values, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
+
+
+def _shifted(items: Ragged) -> tuple[Ragged, Ragged]:
+    """Each row without its newest item, and without its oldest."""
+    is_newest = np.zeros(len(items.values), dtype=bool)
+    is_oldest = np.zeros(len(items.values), dtype=bool)
+    is_newest[items.offsets[1:] - 1] = True
+    is_oldest[items.offsets[:-1]] = True
+    return items.keep(~is_newest), items.keep(~is_oldest)
+
+
+def empty_batch(num_views: Literal[0, 2], config: DataConfig) -> Batch:
+    """A batch without targets, for a rank that has run out while others have not."""
+    nothing = np.zeros(0, dtype=np.int64)
+    samples = Samples(nothing, nothing, nothing, Ragged.of([]))
+    return BatchMaker(config, num_views, 0, 0).make(samples)
