@@ -12,6 +12,7 @@ from operator import add
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Int64
 
 from distrl.contract import Method
@@ -21,9 +22,10 @@ from distrl.errors import SchemaError
 from distrl.ops.metrics import RankCounts
 from distrl.schema import Manifest, Split
 from distrl.train.baselines import count_training_items, popularity_ranks
-from distrl.train.fleet import count_on_ray, rank_on_ray, ranking_actors
+from distrl.train.fleet import count_on_ray, rank_on_ray, ranking_actors, top_k_on_ray
 from distrl.train.progress import Progress
 from distrl.train.ranker import MODEL, Ranker, RankingTask, Tally
+from distrl.train.top_k import write_top_k
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,44 @@ def evaluate_local(
     ranker = Ranker(copy.deepcopy(method), task)
     tallies = (ranker.rank(shard, progress.add) for shard in manifest.sequences)
     return _result(tallies, split, config, progress)
+
+
+def write_best_items(
+    method: Method,
+    task: RankingTask,
+    item_ids: pa.Array,
+    k: int,
+    target_uri: str,
+    *,
+    mask_seen: bool,
+) -> int:
+    """Writes the k best items of every user as Parquet, a file for each shard of the store.
+
+    Args:
+        method: The model; it is copied, never changed.
+        task: Which store, and after which history; a user without one known to the model has none.
+        item_ids: The caller's own ids: index i holds that of the model's item i + 1.
+        k: Items a user.
+        target_uri: Folder of the files.
+        mask_seen: Leave out the items of the history.
+
+    Returns:
+        Users written.
+
+    Raises:
+        SchemaError: If the store is torn.
+        StorageError: If the store cannot be read, or the target not be written.
+    """
+    shards = read_manifest(task.store_uri).sequences
+    if task.config.num_workers == 0:
+        ranker = Ranker(copy.deepcopy(method), task)
+        tops = (ranker.top(shard, k, mask_seen=mask_seen) for shard in shards)
+        return sum(
+            write_top_k(top, item_ids, target_uri, shard)
+            for top, shard in zip(tops, shards, strict=True)
+        )
+    with ranking_actors(method, task, len(shards)) as actors:
+        return top_k_on_ray(actors, shards, k, item_ids, target_uri, mask_seen=mask_seen)
 
 
 def _check_catalog(

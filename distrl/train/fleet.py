@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,36 @@ def rank_on_ray(
     for tally, num_users in each_shard([actor.rank.remote for actor in actors], shards):
         on_shard(num_users)
         yield tally
+
+
+def top_k_on_ray(
+    actors: Sequence[Any],
+    shards: Sequence[Shard],
+    k: int,
+    item_ids: pa.Array,
+    target_uri: str,
+    *,
+    mask_seen: bool,
+) -> int:
+    """Lets each actor write the best items of shard after shard; returns how many users it were."""
+    ids = ray.put(item_ids)
+    starts = [
+        partial(_start_top_k, actor, k=k, ids=ids, target_uri=target_uri, mask_seen=mask_seen)
+        for actor in actors
+    ]
+    return sum(each_shard(starts, shards))
+
+
+def _start_top_k(
+    actor: Any,  # noqa: ANN401
+    shard: Shard,
+    *,
+    k: int,
+    ids: ray.ObjectRef,
+    target_uri: str,
+    mask_seen: bool,
+) -> ray.ObjectRef:
+    return actor.write_top_k.remote(shard, k, ids, target_uri, mask_seen=mask_seen)
 
 
 @contextmanager

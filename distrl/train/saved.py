@@ -1,44 +1,44 @@
-"""A trained model out of a checkpoint's folder, wherever that lies."""
+"""Trained models as they lie about: in a run's checkpoint, in the registry."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 from jaxtyping import Int64
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from distrl.contract import Catalog, Method
 from distrl.data.store import read_item_ids, read_manifest
 from distrl.engine.checkpoint import WEIGHTS_FILE, load_weights
 from distrl.errors import CheckpointError
-from distrl.methods import build, parse_method
+from distrl.methods import MethodConfig, build
 from distrl.schema import PAD_ID
+from distrl.serving.artifact import Artifact, read_artifact
 from distrl.storage import explained, filesystem
+from distrl.tracking.registry import Registry
 
 RUN_FILE = "run.json"
 COPY_BYTES = 1 << 22
 
 
-@dataclass(frozen=True, slots=True)
-class SavedModel:
-    """A trained model, and what it takes to rank a store with it."""
-
-    method: Method
+class _Data(BaseModel):
+    store_uri: str
     max_len: int
-    item_ids: pa.Array
-    """The caller's own ids: index i holds that of the model's item i + 1."""
 
 
-def read_checkpoint(checkpoint_uri: str) -> tuple[SavedModel, str]:
+class _Run(BaseModel):
+    """What of a run's config is needed to build its model; the rest is passed over."""
+
+    method: MethodConfig
+    data: _Data
+
+
+def read_checkpoint(checkpoint_uri: str) -> tuple[Artifact, str]:
     """The model of a checkpoint, and the URI of the store it was trained on.
 
     Raises:
@@ -47,38 +47,51 @@ def read_checkpoint(checkpoint_uri: str) -> tuple[SavedModel, str]:
     """
     fs, path = filesystem(checkpoint_uri)
     with model_files(fs, path, checkpoint_uri) as folder:
-        store_uri = run_settings(folder)["data"]["store_uri"]
-        manifest = read_manifest(store_uri)
-        method, max_len = load_model(folder, manifest.num_items)
-    return SavedModel(method, max_len, read_item_ids(store_uri, manifest)), store_uri
+        run = _run(folder)
+        manifest = read_manifest(run.data.store_uri)
+        method, catalog = load_model(folder, manifest.num_items)
+    items = read_item_ids(run.data.store_uri, manifest)
+    return Artifact(method, run.method, catalog, items), run.data.store_uri
 
 
-def load_model(folder: Path, num_items: int) -> tuple[Method, int]:
-    """The model in a checkpoint's folder on this machine, and its `max_len`.
+def read_registered(model_uri: str, tracking_uri: str) -> Artifact:
+    """The model that `models:/name/1` or `models:/name@alias` names.
+
+    Raises:
+        TrackingError: If there is no such model, or MLflow cannot be reached.
+        CheckpointError: If its files are torn.
+    """
+    registry = Registry(tracking_uri)
+    with tempfile.TemporaryDirectory(prefix="distrl-model-") as folder:
+        return read_artifact(registry.download(registry.resolve(model_uri), Path(folder)))
+
+
+def load_model(folder: Path, num_items: int) -> tuple[Method, Catalog]:
+    """The model in a checkpoint's folder on this machine, in eval mode.
 
     Raises:
         CheckpointError: If the folder is no checkpoint, is torn, or is of another catalog.
     """
-    settings = run_settings(folder)
-    try:
-        max_len = int(settings["data"]["max_len"])
-        method = build(parse_method(settings["method"]), Catalog(num_items, max_len))
-    except (KeyError, TypeError, ValidationError) as error:
-        raise CheckpointError(f"{folder / RUN_FILE} does not describe a method: {error}") from error
+    run = _run(folder)
+    catalog = Catalog(num_items, run.data.max_len)
+    method = build(run.method, catalog)
     load_weights(method, folder)
-    return method.eval(), max_len
+    return method.eval(), catalog
 
 
-def run_settings(folder: Path) -> dict[str, Any]:
-    """The resolved config that a checkpoint carries.
+def item_map(artifact: Artifact, store_ids: pa.Array) -> Int64[np.ndarray, " items"] | None:
+    """The model's id of each item id of a store, PAD's first; None where they are the same.
+
+    Args:
+        artifact: The model.
+        store_ids: The caller's own ids: index i holds that of the store's item i + 1.
 
     Raises:
-        CheckpointError: If there is none.
+        SchemaError: If the store's ids are of another type than the model's.
     """
-    try:
-        return json.loads((folder / RUN_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / RUN_FILE} is missing or torn: {error}") from error
+    if artifact.items.equals(store_ids):
+        return None
+    return np.concatenate([[PAD_ID], artifact.item_ids(store_ids)])
 
 
 @contextmanager
@@ -95,8 +108,9 @@ def model_files(fs: pafs.FileSystem, path: str, uri: str) -> Iterator[Path]:
         StorageError: If it cannot be read.
     """
     if isinstance(fs, pafs.LocalFileSystem):
-        if not Path(path, RUN_FILE).is_file():
-            raise CheckpointError(f"{uri} is no checkpoint: it holds no {RUN_FILE}")
+        for name in (RUN_FILE, WEIGHTS_FILE):
+            if not Path(path, name).is_file():
+                raise CheckpointError(f"{uri} is no checkpoint: it holds no {name}")
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="distrl-model-") as copy:
@@ -114,26 +128,15 @@ def model_files(fs: pafs.FileSystem, path: str, uri: str) -> Iterator[Path]:
         yield Path(copy)
 
 
-def item_map(store_ids: pa.Array, model_ids: pa.Array) -> Int64[np.ndarray, " items"] | None:
-    """The model's id of each item id of a store, PAD_ID where it knows the item not.
-
-    Args:
-        store_ids: The caller's own ids: index i holds that of the store's item i + 1.
-        model_ids: The same of the model.
-
-    Returns:
-        None where both number the same items alike. The first entry is PAD's.
-
-    Raises:
-        CheckpointError: If the ids are of different types, strings and integers say.
-    """
-    if store_ids.equals(model_ids):
-        return None
-    if store_ids.type != model_ids.type:
+def _run(folder: Path) -> _Run:
+    path = folder / RUN_FILE
+    try:
+        return _Run.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "the file"
         raise CheckpointError(
-            f"the store's item ids are of type {store_ids.type}, the model's of "
-            f"{model_ids.type}: they are not of the same catalog"
-        )
-    found = pc.call_function("index_in", [store_ids], pc.SetLookupOptions(model_ids))
-    place = pc.fill_null(found, -1)
-    return np.concatenate([[PAD_ID], place.to_numpy().astype(np.int64) + PAD_ID + 1])
+            f"{path} does not describe a run of this distrl: {where}: {problem['msg']}"
+        ) from error

@@ -45,8 +45,10 @@ def validate(
     config = config.model_copy(update={"cutoffs": cutoffs})
     num_items = read_manifest(store_uri).num_items
     with model_files(checkpoint.filesystem, checkpoint.path, checkpoint.path) as folder:
-        method, max_len = load_model(folder, num_items)
-    result = evaluate_model(method, max_len, store_uri, "validation", config, baselines=False)
+        method, catalog = load_model(folder, num_items)
+    result = evaluate_model(
+        method, catalog.max_len, store_uri, "validation", config, baselines=False
+    )
     metrics = {f"val/{name.removeprefix('kept/')}": value for name, value in result.metrics.items()}
     metrics["val/num_users"] = float(result.num_users)
     if monitor is not None:

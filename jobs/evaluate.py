@@ -1,0 +1,174 @@
+"""Rank a store's held-out items with a trained model, beside popularity and repeat-recent.
+
+    python jobs/evaluate.py configs/evaluate.yaml model_uri=models:/quickstart@champion
+    python jobs/evaluate.py store_uri=data/store checkpoint_uri=runs/name/checkpoint-000001000
+
+Prints HR, NDCG and MRR over the whole catalog, with seen items kept and masked, and a table by
+length of the user's sequence. Writes both as JSON and CSV, and a picture, to output_uri; with
+top_k_uri also the best items of every user, in your own ids.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int64
+from pydantic import Field, PositiveInt, model_validator
+
+from distrl.cluster import check_capacity, connect
+from distrl.data.evaluation_config import EvaluationConfig
+from distrl.data.store import check_sizes, read_item_ids, read_manifest
+from distrl.errors import ConfigError
+from distrl.schema import Config, Split
+from distrl.serving.artifact import Artifact
+from distrl.storage import absolute, check_writable, join, listing, write_bytes
+from distrl.tracking.config import TrackingConfig, resolve_tracking_uri
+from distrl.train import progress
+from distrl.train.evaluate import evaluate_model, write_best_items
+from distrl.train.ranker import RankingTask
+from distrl.train.report import as_csv, as_json, length_table, main_table, picture
+from distrl.train.saved import item_map, read_checkpoint, read_registered
+from jobs.command import arguments, resolve, run
+
+
+class EvaluateConfig(Config):
+    """Which model, on which store, and where the figures go."""
+
+    checkpoint_uri: str | None = None
+    """Folder of a checkpoint, local or not."""
+    model_uri: str | None = None
+    """A registered model, models:/name/1 or models:/name@champion; either this or a checkpoint."""
+    store_uri: str | None = None
+    """The sequence store. None: the one that the checkpoint was trained on. On another one, items
+    that the model does not know are misses."""
+    split: Split = "test"
+    output_uri: str = "evaluation"
+    """Folder for evaluation-<split>.json, .csv and .png."""
+    top_k_uri: str | None = None
+    """Empty or new folder for the best items of every user as Parquet; None writes none."""
+    top_k: PositiveInt = 20
+    """Items a user in top_k_uri."""
+    top_k_mask_seen: bool = False
+    """Leave out what the user's history holds."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    storage_uri: str = "runs"
+    """Where runs are kept: decides the default tracking URI, as in training."""
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    @model_validator(mode="after")
+    def _one_model(self) -> "EvaluateConfig":
+        if (self.checkpoint_uri is None) == (self.model_uri is None):
+            raise ValueError(
+                f"checkpoint_uri={self.checkpoint_uri} and model_uri={self.model_uri}: exactly one "
+                "of them names the model; `model_uri=` empties the other"
+            )
+        if self.model_uri is not None and self.store_uri is None:
+            raise ValueError("store_uri: a registered model does not say which store to rank")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A model, and a store that was looked at."""
+
+    artifact: Artifact
+    store_uri: str
+    item_map: Int64[np.ndarray, " items"] | None
+
+
+def main() -> None:
+    """Evaluates one model on one split."""
+    config = resolve(EvaluateConfig, arguments(__doc__, config_optional=True).parse_args())
+    logging.getLogger(progress.__name__).setLevel(logging.INFO)
+    output_uri = absolute(config.output_uri)
+    check_writable(output_uri)
+    if config.top_k_uri is not None and listing(config.top_k_uri):
+        raise ConfigError(f"top_k_uri={config.top_k_uri} is not empty; name a new folder")
+    ready = _prepare(config)
+    _start_ray(config.evaluation)
+    result = evaluate_model(
+        ready.artifact.method,
+        ready.artifact.catalog.max_len,
+        ready.store_uri,
+        config.split,
+        config.evaluation,
+        item_map=ready.item_map,
+    )
+    print(main_table(result), length_table(result), sep="\n\n", flush=True)
+    said = {"model": config.model_uri or config.checkpoint_uri, "store": ready.store_uri}
+    files = {
+        "json": json.dumps({**said, **as_json(result)}, indent=1).encode(),
+        "csv": as_csv(result).encode(),
+        "png": picture(result),
+    }
+    for ending, content in files.items():
+        uri = join(output_uri, f"evaluation-{config.split}.{ending}")
+        write_bytes(uri, content)
+        print(uri)
+    if config.top_k_uri is not None:
+        _write_top_k(config, ready, absolute(config.top_k_uri))
+
+
+def _prepare(config: EvaluateConfig) -> _Ready:
+    """Loads the model and looks at the store, before Ray starts."""
+    if config.checkpoint_uri is not None:
+        artifact, trained_on = read_checkpoint(absolute(config.checkpoint_uri))
+        store_uri = absolute(config.store_uri or trained_on)
+    else:
+        assert config.model_uri is not None, "the config has one or the other"
+        assert config.store_uri is not None, "the config checks it"
+        tracking_uri = resolve_tracking_uri(config.tracking, config.storage_uri)
+        artifact = read_registered(config.model_uri, tracking_uri)
+        store_uri = absolute(config.store_uri)
+    manifest = read_manifest(store_uri)
+    check_sizes(store_uri, manifest)
+    ids: pa.Array = read_item_ids(store_uri, manifest)
+    return _Ready(artifact, store_uri, item_map(artifact, ids))
+
+
+def _start_ray(config: EvaluationConfig) -> None:
+    if config.num_workers == 0:
+        return
+    needs = {
+        "CPU": config.num_workers * config.cpus_per_worker,
+        "GPU": config.num_workers * config.gpus_per_worker,
+    }
+    connect(needs["CPU"])
+    wanted = {name: amount for name, amount in needs.items() if amount}
+    check_capacity({f"{config.num_workers} ranking workers": wanted})
+
+
+def _write_top_k(config: EvaluateConfig, ready: _Ready, target_uri: str) -> None:
+    """Every user's best items, and last a file that says what they are."""
+    task = RankingTask(
+        max_len=ready.artifact.catalog.max_len,
+        store_uri=ready.store_uri,
+        split=config.split,
+        config=config.evaluation,
+        popularity=None,
+        item_map=ready.item_map,
+    )
+    num_users = write_best_items(
+        ready.artifact.method,
+        task,
+        ready.artifact.items,
+        config.top_k,
+        target_uri,
+        mask_seen=config.top_k_mask_seen,
+    )
+    about = {
+        "model": config.model_uri or config.checkpoint_uri,
+        "store": ready.store_uri,
+        "history": f"all before the {config.split} item",
+        "k": config.top_k,
+        "mask_seen": config.top_k_mask_seen,
+        "num_users": num_users,
+    }
+    write_bytes(join(target_uri, "about.json"), json.dumps(about, indent=1).encode())
+    print(f"{target_uri}: the best {config.top_k} items of {num_users:,} users")
+
+
+if __name__ == "__main__":
+    run(main)
