@@ -40,8 +40,8 @@ def save(engines: Engines, folder: Path) -> None:
     Raises:
         CheckpointError: On every rank, if rank 0 cannot write.
     """
-    weights = _weights(engines)
-    states = {part: _optimizer_state(engines, part) for part in engines.parts}
+    weights = full_weights(engines)
+    states = {part: full_optimizer_state(engines, part) for part in engines.parts}
     problem = None
     if rank() == 0:
         try:
@@ -110,8 +110,11 @@ def _names(engines: Engines) -> dict[int, str]:
     return {id(p): name for name, p in engines.method.named_parameters()}
 
 
-def _weights(engines: Engines) -> dict[str, Tensor]:
-    """Master copies of what is trained, and the rest as it is; empty but on rank 0. Collective."""
+def full_weights(engines: Engines) -> dict[str, Tensor]:
+    """The method's state by name, whole, with float32 masters of what is trained. Collective.
+
+    On the host of rank 0; empty on the others.
+    """
     trained = {id(parameter) for parameter in engines.parameters()}
     weights: dict[str, Tensor] = {}
     for name, tensor in engines.method.state_dict(keep_vars=True).items():
@@ -120,14 +123,17 @@ def _weights(engines: Engines) -> dict[str, Tensor]:
             piece = None if shard is None else shard.piece(shard.master.detach())
             full = assemble(piece, shard, tensor)
         else:
-            full = tensor.detach().cpu().clone()
+            full = tensor.detach().cpu().clone() if rank() == 0 else None
         if full is not None:
             weights[name] = full
     return weights
 
 
-def _optimizer_state(engines: Engines, part: str) -> dict[str, Tensor]:
-    """The optimizer's state of one part, zeros before its first step. Collective."""
+def full_optimizer_state(engines: Engines, part: str) -> dict[str, Tensor]:
+    """The optimizer's state of one part by name, whole; zeros before its first step. Collective.
+
+    On the host of rank 0; on the others there is only `step`.
+    """
     names, found = _names(engines), {}
     steps = torch.zeros((), dtype=torch.float32)
     for parameter in engines.parts[part]:

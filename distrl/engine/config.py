@@ -86,9 +86,8 @@ class EngineConfig(Config):
             "gradient_predivide_factor": 1.0,
             "gradient_allreduce_op": "mean",
             "communication_data_type": "fp32",
-            # With one backward a step nothing accumulates. Float32 here would swap in another
-            # optimizer class at stage 1 alone, with other reduction rules.
-            "data_types": {"grad_accum_dtype": self.precision},
+            # By default gradients in bf16 are averaged, and the mean rounded, in bf16.
+            "data_types": {"grad_accum_dtype": "fp32"},
             "fp16": {"enabled": False},
             "bf16": {
                 "enabled": self.precision == "bf16",
@@ -105,6 +104,8 @@ class EngineConfig(Config):
                 "round_robin_gradients": False,
                 "reduce_bucket_size": self.reduce_bucket_numel,
                 "allgather_bucket_size": self.reduce_bucket_numel,
+                # Stage 3 would replace torch.nn.functional.linear in the whole process.
+                "memory_efficient_linear": False,
                 # Every parameter is sharded, so that small tests take the road of large tables.
                 "stage3_param_persistence_threshold": 0,
             },

@@ -1,7 +1,8 @@
 """One DeepSpeed engine per part of a method. Knows no Ray: one process, torchrun, anything."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from io import StringIO
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ class Engines:
         """Wraps the method. Collective.
 
         Args:
-            method: Moved to `device`, and in bf16 cast, in place.
+            method: Moved to `device`, in place. In bf16 its trained parameters are cast, and what
+                is not trained, buffers too, keeps its type.
             config: What to wrap it in.
             device: Where it runs; a GPU is the one that LOCAL_RANK names.
             micro_batch_size: Samples a worker takes per step.
@@ -83,13 +85,14 @@ class Engines:
     def _wrap(self, part: str, settings: dict[str, Any]) -> Any:  # noqa: ANN401
         """DeepSpeed's engine around one part."""
         parameters = self._trained[part]
-        engine, *_ = self._deepspeed.initialize(
-            model=_Holder(parameters),
-            model_parameters=parameters,
-            optimizer=_optimizer(self.config, part, parameters),
-            config=dict(settings),
-            dist_init_required=False,
-        )
+        with redirect_stdout(StringIO()):  # in bf16 it prints its memory, unasked
+            engine, *_ = self._deepspeed.initialize(
+                model=_Holder(parameters),
+                model_parameters=parameters,
+                optimizer=_optimizer(self.config, part, parameters),
+                config=dict(settings),
+                dist_init_required=False,
+            )
         return engine
 
     def parameters(self) -> Iterator[nn.Parameter]:
