@@ -1,5 +1,6 @@
 """From a config to a trained run: checks on the driver, then Ray Train, watched from the driver."""
 
+import contextlib
 import json
 import os
 import threading
@@ -26,7 +27,7 @@ from distrl.config import RunConfig
 from distrl.data.plan import Ledger
 from distrl.data.store import check_sizes, manifest_hash, read_manifest
 from distrl.data.stream import StreamSplit, training_dataset
-from distrl.errors import CheckpointError, DistrlError, DivergedError
+from distrl.errors import CheckpointError, DistrlError, DivergedError, TrackingError
 from distrl.folder import RunFolder
 from distrl.outcome import Outcome, conclude
 from distrl.schema import Manifest
@@ -85,8 +86,10 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
         best = _train(run, manifest, folder, tracking_uri, run_id, say)
         outcome = conclude(run, manifest, folder, tracking_uri, run_id, best, say)
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        finish_run(tracking_uri, run_id, "KILLED" if interrupted else "FAILED")
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        # What went wrong first is what the user must read, not that MLflow is away too.
+        with contextlib.suppress(TrackingError):
+            finish_run(tracking_uri, run_id, status)
         raise
     finish_run(tracking_uri, run_id, "FINISHED")
     folder.write("result.json", outcome.model_dump_json(indent=1))

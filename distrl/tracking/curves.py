@@ -1,0 +1,54 @@
+"""The curves of a run as MLflow holds them, and their picture."""
+
+import io
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from distrl.tracking.connection import speaking_to
+
+Curve = list[tuple[int, float]]
+
+
+def curves(uri: str, run_id: str) -> dict[str, Curve]:
+    """Points (global step, value) of every metric of a run that has at least two.
+
+    Raises:
+        TrackingError: If MLflow cannot be reached or has no such run.
+    """
+    found = {}
+    with speaking_to(uri, f"read the curves of run {run_id}") as client:
+        for name in client.get_run(run_id).data.metrics:
+            points = sorted((m.step, m.value) for m in client.get_metric_history(run_id, name))
+            if len(points) > 1:
+                found[name] = points
+    return found
+
+
+def picture(found: dict[str, Curve], title: str) -> bytes:
+    """A PNG: loss terms of every phase, validation metrics, and how long workers wait for data."""
+    panels = [
+        ("loss terms (nats)", [n for n in found if not n.startswith(("val/", "system/", "epoch"))]),
+        ("validation, seen items kept", [n for n in found if _is_shown(n)]),
+        ("share of time waiting for data", [n for n in found if n == "system/wait_share"]),
+    ]
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (label, names) in zip(figure.subplots(1, 3), panels, strict=True):
+        for name in sorted(names):
+            steps, values = zip(*found[name], strict=True)
+            style = "o-" if len(steps) < 40 else "-"
+            axes.plot(steps, values, style, markersize=3, label=name)
+        axes.set_title(label)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if names:
+            axes.legend(fontsize=7)
+    figure.suptitle(title)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=110, metadata={"Software": None})
+    return image.getvalue()
+
+
+def _is_shown(name: str) -> bool:
+    return name.startswith(("val/ndcg_at", "val/hr_at"))
