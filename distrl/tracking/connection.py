@@ -9,8 +9,8 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import sqlalchemy
@@ -38,19 +38,14 @@ _settings_lock = threading.RLock()
 
 
 @contextmanager
-def patience(*, retries: int, request_s: int) -> Iterator[None]:
-    """Limits how long MLflow's HTTP client tries, inside the block.
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables of this process's environment inside the block, one block at a time.
 
-    MLflow reads both numbers from the environment at each request: one block at a time, and what
-    other threads ask of MLflow meanwhile is under the same limits.
+    MLflow reads its settings from there at each call, so other threads see them meanwhile, too.
     """
-    ours = {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(request_s),
-    }
     with _settings_lock:
-        before = {name: os.environ.get(name) for name in ours}
-        os.environ.update(ours)
+        before = {name: os.environ.get(name) for name in settings}
+        os.environ.update(settings)
         try:
             yield
         finally:
@@ -59,6 +54,16 @@ def patience(*, retries: int, request_s: int) -> Iterator[None]:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
+
+
+def patience(*, retries: int, request_s: int) -> AbstractContextManager[None]:
+    """Limits how long MLflow's HTTP client tries, inside the block."""
+    return environment(
+        {
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(request_s),
+        }
+    )
 
 
 @contextmanager

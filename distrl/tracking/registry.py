@@ -15,7 +15,7 @@ from mlflow.models import Model
 
 from distrl.errors import TrackingError
 from distrl.tracking.config import masked
-from distrl.tracking.connection import speaking_to
+from distrl.tracking.connection import environment, speaking_to
 from distrl.tracking.model import ARTIFACT
 
 CHAMPION = "champion"
@@ -63,13 +63,13 @@ class Registry:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            made = client.create_model_version(
-                model,
-                model_uri,
-                run_id,
-                dict(tags),
-                model_id=model_uri.removeprefix("models:/"),
-            )
+            model_id = model_uri.removeprefix("models:/")
+            # With a database in place of a server, MLflow looks the model up where the process's
+            # default says, whatever the client was given.
+            with environment({"MLFLOW_TRACKING_URI": self._uri}):
+                made = client.create_model_version(
+                    model, model_uri, run_id, dict(tags), model_id=model_id
+                )
         return _version(made)
 
     def version(self, model: str, number: int | str) -> Version:

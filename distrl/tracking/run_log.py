@@ -88,7 +88,11 @@ class RunLog:
 
     def log_text(self, name: str, text: str) -> None:
         """A text file among the run's artifacts."""
-        self._put([_File(name, text.encode())])
+        self.log_bytes(name, text.encode())
+
+    def log_bytes(self, name: str, content: bytes) -> None:
+        """A file of any kind among the run's artifacts."""
+        self._put([_File(name, content)])
 
     def log_dict(self, name: str, content: Mapping[str, Any]) -> None:
         """A JSON file among the run's artifacts."""
