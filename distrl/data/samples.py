@@ -5,13 +5,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt64
 
-from distrl.contract import Batch
+from distrl.contract import Batch, Packed
 from distrl.data.config import DataConfig
 from distrl.data.packing import pack
 from distrl.ops.ragged import Ragged
-from distrl.ops.sequences import Views, mixed, sample_keys, uniform
+from distrl.ops.sequences import Views, chosen, mixed, sample_keys
 from distrl.schema import PAD_ID
 
 _PREFIX, _CHOICE = 11, 12
@@ -65,25 +65,34 @@ class BatchMaker:
         contrasted = None
         if self.num_views:
             keys = sample_keys(self.seed, samples.epoch, samples.shard, samples.serial)
-            prefixes, rows = self._contrasted(inputs, keys)
-            contrasted = self._views(prefixes, mixed(keys[rows], prefixes.lengths + _PREFIX))
+            contrasted = self._views(*self._contrasted(inputs, keys))
         return Batch(clean, torch.from_numpy(slots), torch.from_numpy(targets.values), contrasted)
 
-    def _contrasted(self, inputs: Ragged, keys: np.ndarray) -> tuple[Ragged, np.ndarray]:
-        """The whole input of each sample, and random shorter prefixes; and whose each one is."""
-        rows, lengths = inputs.rows, inputs.lengths
-        position = np.arange(len(rows)) - inputs.offsets[:-1][rows]
-        draws = uniform(mixed(mixed(keys, _CHOICE)[rows], position))
-        draws[position == lengths[rows] - 1] = -1.0
-        order = np.lexsort((draws, rows))
-        ends = order[position < self.config.contrasted_prefixes]
-        count = np.minimum(position[ends] + 1, self.config.max_len)
-        offsets = np.concatenate([[0], np.cumsum(count)])
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], count)
-        first = np.repeat(ends - count + 1, count)
-        return Ragged(inputs.values[first + within], offsets), rows[ends]
+    def _contrasted(
+        self, inputs: Ragged, keys: UInt64[np.ndarray, " n"]
+    ) -> tuple[Ragged, UInt64[np.ndarray, " pairs"]]:
+        """The whole input of each sample, then random shorter prefixes, with a key for each."""
+        ends = inputs.offsets[1:] - 1
+        if self.config.contrasted_prefixes > 1:
+            ends = np.concatenate([ends, self._shorter(inputs, keys)])
+        lengths = inputs.positions[ends] + 1
+        shown = np.minimum(lengths, self.config.max_len)
+        keys = mixed(mixed(keys[inputs.rows[ends]], _PREFIX), lengths)
+        return inputs.pieces(ends - shown + 1, shown), keys
 
-    def _views(self, sequences: Ragged, keys: np.ndarray) -> tuple | None:
+    def _shorter(
+        self, inputs: Ragged, keys: UInt64[np.ndarray, " n"]
+    ) -> Int64[np.ndarray, " shorter"]:
+        """Where the shorter prefixes of each sample end: different ones, fewer if it has fewer."""
+        is_shorter = np.ones(len(inputs.values), dtype=bool)
+        is_shorter[inputs.offsets[1:] - 1] = False
+        ends = Ragged(np.arange(len(inputs.values)), inputs.offsets).keep(is_shorter)
+        counts = np.minimum(ends.lengths, self.config.contrasted_prefixes - 1)
+        return ends.values[chosen(ends, counts, mixed(keys, _CHOICE))]
+
+    def _views(
+        self, sequences: Ragged, keys: UInt64[np.ndarray, " pairs"]
+    ) -> tuple[Packed, Packed] | None:
         if not self.num_views:
             return None
         augment = self.config.augment

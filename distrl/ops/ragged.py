@@ -34,6 +34,11 @@ class Ragged:
         """Row of each value."""
         return np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
 
+    @property
+    def positions(self) -> Int64[np.ndarray, " tokens"]:
+        """Place of each value within its row, 0 for the oldest."""
+        return np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.lengths)
+
     def keep(self, kept: Bool[np.ndarray, " tokens"]) -> "Ragged":
         """The same rows with some of their values."""
         before = np.concatenate([[0], np.cumsum(kept)])
@@ -46,7 +51,18 @@ class Ragged:
 
     def take(self, rows: Int64[np.ndarray, " taken"]) -> "Ragged":
         """Some of the rows, in the order asked for."""
-        lengths = self.lengths[rows]
+        return self.pieces(self.offsets[:-1][rows], self.lengths[rows])
+
+    def pieces(
+        self, starts: Int64[np.ndarray, " pieces"], lengths: Int64[np.ndarray, " pieces"]
+    ) -> "Ragged":
+        """Pieces of the values as rows; they may overlap.
+
+        Args:
+            starts: Index into `values` of the first value of each piece.
+            lengths: Values of each piece.
+        """
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        return Ragged(self.values[np.repeat(self.offsets[:-1][rows], lengths) + within], offsets)
+        return Ragged(
+            self.values[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)], offsets
+        )

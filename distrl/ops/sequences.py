@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int64, UInt64
+from jaxtyping import Int64, UInt64
 
 from distrl.ops.ragged import Ragged
 
@@ -17,27 +17,32 @@ Operation = Literal["crop", "mask", "reorder"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_WORD = 1 << 64
 _ROUNDING = 1e-9
-"""Added before a floor, so that 0.8 * 5 is 4 and not 3."""
+"""Added before a floor, so that (1 - 0.9) * 10 is 1 and not 0."""
 
-_CHOOSE, _START, _ORDER = 1, 3, 5
-"""Purposes of draws; a view adds its number, 0 or 1."""
+_FIRST_OPERATION, _SECOND_OPERATION, _VIEW, _START, _ORDER = range(5)
+"""Purposes of draws: what is drawn for one says nothing of another."""
 
 
 def mixed(
-    keys: UInt64[np.ndarray, " n"], word: int | Int64[np.ndarray, " n"] | UInt64[np.ndarray, " n"]
+    keys: UInt64[np.ndarray, " n"], word: int | Int64[np.ndarray, " n"]
 ) -> UInt64[np.ndarray, " n"]:
-    """New keys from old ones and another word: splitmix64's finalizer, vectorized."""
+    """New keys from old ones and another word: splitmix64, vectorized."""
+    words = np.asarray(word).astype(np.uint64)
     with np.errstate(over="ignore"):
-        z = keys + (np.asarray(word).astype(np.uint64) + np.uint64(1)) * _GOLDEN
+        z = keys + (words + np.uint64(1)) * _GOLDEN
         z = (z ^ (z >> np.uint64(30))) * _FIRST
         z = (z ^ (z >> np.uint64(27))) * _SECOND
         return z ^ (z >> np.uint64(31))
 
 
-def uniform(keys: UInt64[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Numbers in [0, 1) with 53 random bits."""
-    return (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def below(
+    keys: UInt64[np.ndarray, " n"], bound: int | Int64[np.ndarray, " n"]
+) -> Int64[np.ndarray, " n"]:
+    """A number in 0..bound-1 for each key, each as likely to 1 in 2^32; bounds are below 2^32."""
+    high = keys >> np.uint64(32)
+    return ((high * np.asarray(bound).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 
 def sample_keys(
@@ -47,31 +52,86 @@ def sample_keys(
     serial: Int64[np.ndarray, " n"],
 ) -> UInt64[np.ndarray, " n"]:
     """The key of each sample of a run: its place in the plan, nothing else."""
-    start = np.full(len(serial), seed, dtype=np.uint64)
+    start = np.full(len(serial), seed % _WORD, dtype=np.uint64)
     return mixed(mixed(mixed(start, epoch), shard), serial)
 
 
 def share_of(lengths: Int64[np.ndarray, " n"], ratio: float) -> Int64[np.ndarray, " n"]:
-    """floor(ratio * length), exact for ratios such as 0.8 that floats cannot hold."""
+    """floor(ratio * length), exact for ratios such as 1 - 0.9 that floats cannot hold."""
     return np.floor(ratio * lengths + _ROUNDING).astype(np.int64)
+
+
+def chosen(
+    sequences: Ragged, counts: Int64[np.ndarray, " rows"], keys: UInt64[np.ndarray, " rows"]
+) -> Int64[np.ndarray, " chosen"]:
+    """Indices of values: `counts` different ones of each row, every choice as likely."""
+    where = np.flatnonzero((counts > 0)[sequences.rows])
+    rows = sequences.rows[where]
+    order = _shuffled(sequences, where, keys)
+    return order[sequences.positions[where] < counts[rows]]
+
+
+def _shuffled(
+    sequences: Ragged, where: Int64[np.ndarray, " some"], keys: UInt64[np.ndarray, " rows"]
+) -> Int64[np.ndarray, " some"]:
+    """Rising indices of values, shuffled within each row."""
+    rows = sequences.rows[where]
+    draws = mixed(keys[rows], sequences.positions[where])
+    return where[np.lexsort((draws, rows))]
+
+
+def crop(
+    sequences: Ragged, kept: Int64[np.ndarray, " rows"], keys: UInt64[np.ndarray, " rows"]
+) -> Ragged:
+    """`kept` consecutive items of each row, from a uniformly drawn start."""
+    start = below(mixed(keys, _START), sequences.lengths - kept + 1)
+    return sequences.pieces(sequences.offsets[:-1] + start, kept)
+
+
+def mask(
+    sequences: Ragged,
+    hidden: Int64[np.ndarray, " rows"],
+    keys: UInt64[np.ndarray, " rows"],
+    mask_id: int,
+) -> Ragged:
+    """Each row with `hidden` different items, uniformly drawn, replaced by `mask_id`."""
+    values = sequences.values.copy()
+    values[chosen(sequences, hidden, mixed(keys, _ORDER))] = mask_id
+    return Ragged(values, sequences.offsets)
+
+
+def reorder(
+    sequences: Ragged, width: Int64[np.ndarray, " rows"], keys: UInt64[np.ndarray, " rows"]
+) -> Ragged:
+    """Each row with `width` consecutive items, from a uniformly drawn start, shuffled in place."""
+    start = below(mixed(keys, _START), sequences.lengths - width + 1)
+    after = sequences.positions - start[sequences.rows]
+    window = np.flatnonzero((after >= 0) & (after < width[sequences.rows]))
+    values = sequences.values.copy()
+    values[window] = sequences.values[_shuffled(sequences, window, mixed(keys, _ORDER))]
+    return Ragged(values, sequences.offsets)
 
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """How views are drawn; see `distrl.data.config.AugmentConfig`."""
+    """How views are drawn.
+
+    Source: MCLRec's code. Of L items crop keeps max(1, floor((1 - crop_ratio) L)), mask hides
+        floor(mask_ratio L), reorder shuffles floor(reorder_ratio L).
+    """
 
     operations: Sequence[Operation]
+    """Each view is the outcome of one of them, applied to the original sequence."""
     crop_ratio: float
     mask_ratio: float
     reorder_ratio: float
     distinct: bool
+    """Two different operations a pair, each ordered pair as likely; or any two, as in CL4SRec."""
     mask_id: int
+    """What a hidden item becomes."""
 
     def draw(self, sequences: Ragged, keys: UInt64[np.ndarray, " rows"]) -> tuple[Ragged, Ragged]:
-        """Two views of each sequence, each by one operation applied to the original.
-
-        Source: MCLRec's code: sequences of length 1 stay as they are in both views; longer ones get
-            two different operations, each ordered pair as likely as any other.
+        """Two views of each sequence; those of a single item stay as they are in both.
 
         Args:
             sequences: Rows of at least one item.
@@ -80,39 +140,50 @@ class Views:
         Returns:
             Two ragged arrays with the rows of `sequences`.
         """
+        first, second = self._operations(keys)
+        num_rows = len(keys)
+        pair = Ragged(
+            np.tile(sequences.values, 2),
+            np.concatenate([sequences.offsets, sequences.offsets[1:] + sequences.offsets[-1]]),
+        )
+        pair_keys = np.concatenate([mixed(keys, _VIEW), mixed(mixed(keys, _VIEW), 1)])
+        views = self._applied(pair, np.concatenate([first, second]), pair_keys)
+        middle = views.offsets[num_rows]
+        return (
+            Ragged(views.values[:middle], views.offsets[: num_rows + 1]),
+            Ragged(views.values[middle:], views.offsets[num_rows:] - middle),
+        )
+
+    def _operations(
+        self, keys: UInt64[np.ndarray, " rows"]
+    ) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " rows"]]:
+        """Indices into `operations` for both views of each row."""
         count = len(self.operations)
-        first = (uniform(mixed(keys, _CHOOSE)) * count).astype(np.int64)
-        draw = uniform(mixed(keys, _CHOOSE + 1))
-        if self.distinct:
-            second = (first + 1 + (draw * (count - 1)).astype(np.int64)) % count
-        else:
-            second = (draw * count).astype(np.int64)
-        return self._view(sequences, keys, first, 0), self._view(sequences, keys, second, 1)
+        first = below(mixed(keys, _FIRST_OPERATION), count)
+        if not self.distinct:
+            return first, below(mixed(keys, _SECOND_OPERATION), count)
+        return first, (first + 1 + below(mixed(keys, _SECOND_OPERATION), count - 1)) % count
 
-    def _view(self, sequences: Ragged, keys: np.ndarray, choice: np.ndarray, number: int) -> Ragged:
-        """One view: its operation's outcome in each row, from a single sort of all tokens."""
-        lengths, rows = sequences.lengths, sequences.rows
-        name = np.asarray(self.operations)[choice]
-        name[lengths == 1] = "keep"
-        position = np.arange(len(rows)) - np.repeat(sequences.offsets[:-1], lengths)
-
-        width = np.where(name == "reorder", share_of(lengths, self.reorder_ratio), 0)
-        kept = np.maximum(share_of(lengths, 1.0 - self.crop_ratio), 1)
-        width = np.where(name == "crop", kept, width)
-        start = (uniform(mixed(keys, _START + number)) * (lengths - width + 1)).astype(np.int64)
-        after = position - start[rows]
-        inside = (after >= 0) & (after < width[rows])
-
-        draws = uniform(mixed(mixed(keys, _ORDER + number)[rows], position))
-        is_mask = (name == "mask")[rows]
-        is_reorder = (name == "reorder")[rows] & inside
-        place = np.where(is_mask, draws, position.astype(np.float64))
-        place = np.where(is_reorder, start[rows] + draws * width[rows], place)
-        order = np.lexsort((place, rows))
-
-        values = np.where((name == "reorder")[rows], sequences.values[order], sequences.values)
-        # Sorting puts the tokens of a masked row in a random order; its first ones are hidden.
-        hidden = is_mask & (position < share_of(lengths, self.mask_ratio)[rows])
-        values[order[hidden]] = self.mask_id
-        view = Ragged(values, sequences.offsets)
-        return view.keep(inside | (name != "crop")[rows])
+    def _applied(
+        self,
+        sequences: Ragged,
+        operation: Int64[np.ndarray, " rows"],
+        keys: UInt64[np.ndarray, " rows"],
+    ) -> Ragged:
+        """Each row after its own operation; the others' share of it is nothing."""
+        lengths = sequences.lengths
+        changes = lengths > 1
+        crop_to = lengths
+        for number, name in enumerate(self.operations):
+            applies = changes & (operation == number)
+            if name == "crop":
+                kept = np.maximum(share_of(lengths, 1.0 - self.crop_ratio), 1)
+                crop_to = np.where(applies, kept, lengths)
+            elif name == "mask":
+                hidden = np.where(applies, share_of(lengths, self.mask_ratio), 0)
+                sequences = mask(sequences, hidden, keys, self.mask_id)
+            else:
+                width = np.where(applies, share_of(lengths, self.reorder_ratio), 0)
+                sequences = reorder(sequences, width, keys)
+        # Last, because it alone changes the lengths that the others go by.
+        return crop(sequences, crop_to, keys)
