@@ -11,6 +11,7 @@ from typing import Any
 import ray
 import ray.data
 import ray.train
+from ray.exceptions import RayError
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -196,6 +197,7 @@ def _train(
             name=run.name,
             storage_path=run.storage_uri,
             failure_config=FailureConfig(max_failures=run.workers.max_failures),
+            callbacks=[_TellFailures(monitor)],
             checkpoint_config=CheckpointConfig(
                 num_to_keep=run.training.keep_checkpoints,
                 checkpoint_score_attribute=SELECT_BY,
@@ -249,6 +251,26 @@ def _deliver(monitor: Any, folder: RunFolder, say: Say) -> None:  # noqa: ANN401
         )
 
 
+class _TellFailures(ray.train.UserCallback):
+    """Tells the user why the workers are started again; Ray itself only logs it."""
+
+    def __init__(self, monitor: Any) -> None:  # noqa: ANN401
+        self._monitor = monitor
+
+    def after_exception(
+        self,
+        run_context: Any,  # noqa: ANN401
+        worker_exceptions: dict[int, Exception],
+    ) -> None:
+        """One line for each worker that failed."""
+        for rank, error in worker_exceptions.items():
+            last = str(_cause(error)).strip().splitlines() or [type(error).__name__]
+            self._monitor.tell.remote(
+                f"warning: worker {rank} failed: {last[-1]}; all workers go on from the last "
+                "checkpoint"
+            )
+
+
 class _Watch:
     """Prints a run's progress and messages from the driver while Ray Train holds its thread."""
 
@@ -273,7 +295,7 @@ class _Watch:
     def _tell(self) -> None:
         try:
             progress, messages = ray.get(self._monitor.news.remote(), timeout=10)
-        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+        except RayError:
             return
         for message in messages:
             self._say(message)

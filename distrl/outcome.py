@@ -110,7 +110,9 @@ def conclude(
 
 
 def _text(checkpoint: Checkpoint, name: str) -> str:
-    with checkpoint.filesystem.open_input_stream(f"{checkpoint.path}/{name}") as file:
+    fs = checkpoint.filesystem
+    assert fs is not None, "a checkpoint that Ray hands out knows its file system"
+    with fs.open_input_stream(f"{checkpoint.path}/{name}") as file:
         return file.read().decode()
 
 

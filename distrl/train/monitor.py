@@ -52,6 +52,10 @@ class Monitor:
             + (" (best)" if metrics[SELECT_BY] == best else f" (best {best:.4f})")
         )
 
+    def tell(self, message: str) -> None:
+        """Something that the user should read."""
+        self._messages.append(message)
+
     def should_stop(self) -> bool:
         """Whether the last `patience` validations were all no better than one before them."""
         if self._patience is None or not self._validations:

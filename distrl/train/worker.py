@@ -191,7 +191,7 @@ class _Worker:
             checkpoint_dir_name=f"checkpoint-{self.step:09d}",
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             validation=ValidationTaskConfig(fn_kwargs={"step": self.step, "epoch": epoch})
-            if validate
+            if validate and held is not None
             else False,
         )
 
