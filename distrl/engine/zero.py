@@ -68,11 +68,11 @@ class Engines:
             ValueError: If the parts do not hold every trainable parameter exactly once.
         """
         config.check_parts(method.parts)
+        self._trained = _trained_parameters(method)
         self.method, self.config, self.device = method.to(device), config, device
         self.units: dict[str, Unit] = {}
         """What each term met so far is a mean over."""
         self._deepspeed = load_deepspeed(device.type)
-        self._trained = _trained_parameters(method)
         _broadcast(method)
         # DeepSpeed rounds the weights first and makes the master copies of what is left.
         rounded = list(self.parameters()) if config.precision == "bf16" else []

@@ -1,0 +1,194 @@
+"""Methods, batches and the plain-torch reference that the engines are held against."""
+
+import copy
+
+import torch
+from torch import nn
+
+from distrl.contract import Batch, Catalog, Losses, Method, Packed, Phase, Term
+from distrl.methods import build, parse_method
+from distrl.ops.losses import next_item_loss
+from tests.packed import batch_of
+
+NUM_ITEMS, MAX_LEN = 12, 6
+POISON = 11
+"""An item whose loss Tiny makes infinite, and POISON + 1 one whose gradient it makes NaN."""
+SIZES = {"hidden_size": 8, "inner_size": 16, "num_heads": 2}
+CPU = torch.device("cpu")
+
+
+class Tiny(Method):
+    """The traits that trip engines: a tied table, an autograd Function, two parts, dropout.
+
+    Its losses are means over targets or pairs and nothing else, so that one worker with all rows
+    and several with some of them have the same gradient.
+    """
+
+    num_views = 2
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.encoder = nn.ModuleDict(
+            {"table": nn.Embedding(NUM_ITEMS + 1, 8), "mix": nn.Linear(8, 8)}
+        )
+        self.head = nn.Sequential(nn.Linear(8, 4), nn.GELU(), nn.Linear(4, 8))
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("scale", torch.full((8,), 0.5))
+
+    @property
+    def parts(self):
+        return {"encoder": self.encoder, "head": self.head}
+
+    def phases(self, epoch):
+        return (
+            Phase("encoder", ("encoder",)),
+            Phase("head", ("head",)),
+            Phase("both", ("encoder", "head")),
+        )
+
+    def _states(self, packed):
+        embedded = self.encoder["table"](packed.items).flatten(0, 1)
+        states = torch.tanh(self.dropout(self.encoder["mix"](embedded)))
+        return states * self.scale.to(states.dtype)
+
+    def forward(self, batch, phase):
+        pairs = [self.item_vectors.new_zeros((0, 8))] * 2
+        with torch.set_grad_enabled("encoder" in phase.trains):
+            if batch.num_pairs:
+                pairs = [self._states(view)[view.last] for view in batch.views]
+        h1, h2 = pairs
+        learned = (self.head(h1) - h2).square().sum() / max(len(h1), 1)
+        terms = {"learned": Term(0.5, learned, "pair")}
+        if "encoder" in phase.trains:
+            states = self._states(batch.clean)[batch.target_at]
+            value = next_item_loss(states, self.encoder["table"].weight, batch.targets)
+            if (batch.targets == POISON).any():
+                value = value * float("inf")
+            if (batch.targets == POISON + 1).any():
+                value = value + (value - value).abs().sqrt()
+            terms["next_item"] = Term(1.0, value, "target")
+        return Losses(terms)
+
+    def user_states(self, histories):
+        return self._states(histories)[histories.last]
+
+    @property
+    def item_vectors(self):
+        return self.encoder["table"].weight
+
+
+def make(name, **settings):
+    """The same fresh method at every call and on every rank."""
+    torch.manual_seed(3)
+    if name == "tiny":
+        return Tiny(**settings)
+    config = parse_method(
+        {"name": name, "dropout": 0.0, "attention_dropout": 0.0, **SIZES, **settings}
+    )
+    method = build(config, Catalog(NUM_ITEMS, MAX_LEN))
+    for parameter in method.parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(10)  # at the initial 0.02 hardly anything moves
+    return method
+
+
+def rows(step):
+    """Seven sequences with targets and two views each, for one step of all workers."""
+    rng = torch.Generator().manual_seed(100 + step)
+
+    def draw(low, high, count):
+        return torch.randint(low, high, (count,), generator=rng).tolist()
+
+    lengths = draw(1, MAX_LEN + 1, 7)
+    sequences = [draw(1, POISON, n) for n in lengths]
+    views = tuple([draw(0, POISON, n) for n in lengths] for _ in range(2))
+    return sequences, draw(1, POISON, 7), views
+
+
+def cut(step, start, end):
+    sequences, targets, (first, second) = rows(step)
+    views = (first[start:end], second[start:end])
+    return batch_of(sequences[start:end], targets[start:end], views, MAX_LEN)
+
+
+def empty():
+    none = torch.zeros(0, dtype=torch.int64)
+    blank = torch.zeros((1, MAX_LEN), dtype=torch.int64)
+    packed = Packed(blank, torch.full_like(blank, -1), blank, none)
+    return Batch(packed, none, none, (packed, packed))
+
+
+def batches_of(step, world):
+    """One step's batches of all ranks: the same rows whatever the world, unequally spread."""
+    return [cut(step, 0, 7)] if world == 1 else [cut(step, 0, 2), cut(step, 2, 7)]
+
+
+def lopsided(step, world):
+    """Batches in which the last rank has a single pair at step 1, and nothing at step 2."""
+    if world == 1:
+        return [[cut(step, 0, 7), cut(step, 2, 3), cut(step, 0, 7)][step]]
+    return [cut(step, 0, 4), [cut(step, 4, 7), cut(step, 4, 5), empty()][step]]
+
+
+def shares_of(batches):
+    counts = {
+        "target": [batch.num_targets for batch in batches],
+        "pair": [batch.num_pairs for batch in batches],
+    }
+    return [
+        {unit: n[r] * len(batches) / max(sum(n), 1) for unit, n in counts.items()}
+        for r in range(len(batches))
+    ]
+
+
+class Reference:
+    """Plain torch in one process: every rank's batch, the mean of the totals, then a step."""
+
+    def __init__(self, method, config):
+        self.method = copy.deepcopy(method)
+        self.config = config
+        self.master = {n: p.detach().clone() for n, p in self.method.named_parameters()}
+        self.names = {id(p): n for n, p in self.method.named_parameters()}
+        if config.precision == "bf16":
+            for parameter in self.method.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
+        self.optimizers = {part: self._optimizer(part) for part in self.method.parts}
+
+    def _optimizer(self, part):
+        names = [self.names[id(p)] for p in self.method.parts[part].parameters()]
+        masters = [self.master[name] for name in names]
+        lr = self.config.lr_of.get(part, self.config.lr)
+        if self.config.optimizer == "adam":
+            return torch.optim.Adam(masters, lr=lr, betas=(0.9, 0.999), eps=1e-8)
+        return torch.optim.SGD(masters, lr=lr, momentum=self.config.momentum)
+
+    def step(self, batches, phase, seeds=None):
+        shares, gradients = shares_of(batches), {}
+        for name, part in self.method.parts.items():
+            part.requires_grad_(name in phase.trains)
+        for r, batch in enumerate(batches):
+            if seeds is not None:
+                torch.manual_seed(seeds[r])
+            self.method.zero_grad()
+            total = self.method(batch, phase).total(shares[r])
+            if total.requires_grad:
+                total.backward()
+            for name, parameter in self.method.named_parameters():
+                if parameter.requires_grad:
+                    found = (
+                        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    )
+                    gradients[name] = gradients.get(name, 0.0) + found.float() / len(batches)
+        for part in phase.trains:
+            self._move(part, gradients)
+
+    def _move(self, part, gradients):
+        parameters = list(self.method.parts[part].parameters())
+        masters = [self.master[self.names[id(p)]] for p in parameters]
+        for parameter, master in zip(parameters, masters, strict=True):
+            master.grad = gradients[self.names[id(parameter)]]
+        if self.config.max_grad_norm > 0:
+            nn.utils.clip_grad_norm_(masters, self.config.max_grad_norm)
+        self.optimizers[part].step()
+        for parameter, master in zip(parameters, masters, strict=True):
+            parameter.data.copy_(master)
