@@ -182,7 +182,8 @@ class _Preparation:
     def _assemble(self, pieces: list[list[ObjectRef]]) -> Work:
         keep, buckets = self._config.deduplicate, num_buckets(self._num_partitions)
         launch = tasks.assemble_partition.options(num_returns=2 + buckets).remote
-        launches = [partial(launch, refs, keep, buckets) for refs in pieces if refs]
+        seed = self._config.seed
+        launches = [partial(launch, refs, keep, seed, buckets) for refs in pieces if refs]
         with Stage("order by user and time", len(launches), self._say) as stage:
             work = Work.of(run_tasks(launches, self._limit, stage, lambda size: size.interactions))
         self._note_left(f"after deduplicate={keep}", work.interactions)

@@ -91,10 +91,13 @@ def _chunks(
 
 @ray.remote
 def assemble_partition(
-    pieces: Sequence[ObjectRef], keep: Literal["none", "first", "last"], num_buckets: int
+    pieces: Sequence[ObjectRef],
+    keep: Literal["none", "first", "last"],
+    seed: int,
+    num_buckets: int,
 ) -> tuple[Any, ...]:
     """Size, partition, and its item counts by bucket."""
-    partition = assemble([ray.get(piece) for piece in pieces], keep)
+    partition = assemble([ray.get(piece) for piece in pieces], keep, seed)
     return _size(partition), partition, *item_counts(partition, num_buckets)
 
 
