@@ -7,6 +7,7 @@ each start of the workers, from the plan of what the ledger does not hold yet.
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +18,25 @@ import ray.data
 import ray.train
 from jaxtyping import Int64
 from ray.data import DataIterator, ExecutionOptions, ExecutionResources, TaskPoolStrategy
+from ray.exceptions import RayTaskError
 
 from distrl.contract import Batch
 from distrl.data.config import DataConfig
-from distrl.data.plan import Ledger, UnitWork, plan
+from distrl.data.plan import Ledger, plan
 from distrl.data.samples import BatchMaker, Samples
-from distrl.data.units import UnitReader
-from distrl.ops.ragged import Ragged
+from distrl.data.units import UnitReader, to_ragged, unit_row
+from distrl.errors import DistrlError
 from distrl.schema import Manifest
+
+MAX_READ_TASKS = 2000
+"""Reading tasks of a pass: Ray holds an object for each from the start. Longer plans give several
+consecutive units to a task."""
+
+BLOCK_BATCHES = 4
+"""Batches' worth of samples in a block, the unit in which samples are dealt to workers."""
+
+_SAMPLE_BYTES = 32
+"""Of a sample in a block, besides its items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +51,7 @@ class Consumed:
 def training_dataset(
     manifest: Manifest, config: DataConfig, *, seed: int, epochs: int, ledger: Ledger
 ) -> ray.data.Dataset:
-    """Everything that is still to train on, as one dataset.
+    """Everything that is still to train on, as one dataset of samples.
 
     Args:
         manifest: Of the store.
@@ -47,15 +59,18 @@ def training_dataset(
         seed: Fixes the order of units, and of samples in each.
         epochs: Passes over the store, those already made included.
         ledger: What is trained on already.
+
+    Raises:
+        CheckpointError: If the ledger holds samples that the store does not have.
     """
-    units = plan(manifest, config, seed=seed, epochs=epochs, ledger=ledger)
-    rows = [{"epoch": u.epoch, "shard": u.shard, "done": np.array(u.done).tolist()} for u in units]
-    reader = UnitReader(manifest, config, seed)
-    if not rows:
-        # A dataset must have its columns even when nothing is left to read.
-        rows = [{"epoch": -1, "shard": -1, "done": []}]
-    return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _ReadUnits(reader),
+    units = [unit_row(u) for u in plan(manifest, config, seed=seed, epochs=epochs, ledger=ledger)]
+    dataset = ray.data.from_items(units, override_num_blocks=min(len(units), MAX_READ_TASKS) or 1)
+    context = dataset.context
+    # Ray merges what a task yields into blocks of this size, by default 128 MiB: all of an epoch.
+    context.target_max_block_size = _block_bytes(manifest, config)
+    context.enable_progress_bars = False
+    return dataset.map_batches(
+        UnitReader(manifest, config, seed).read_rows,
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -64,17 +79,12 @@ def training_dataset(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _ReadUnits:
-    """Reads the unit of each row that it is given."""
-
-    reader: UnitReader
-
-    def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
-        for unit in units.to_pylist():
-            if unit["epoch"] >= 0:
-                done = [(start, stop) for start, stop in unit["done"]]
-                yield from self.reader.read(UnitWork(unit["epoch"], unit["shard"], done))
+def _block_bytes(manifest: Manifest, config: DataConfig) -> int:
+    """Bytes of BLOCK_BATCHES batches' worth of samples, about."""
+    items = manifest.num_interactions / manifest.num_users
+    if config.samples == "prefix" or config.long_sequences == "last":
+        items = min(items, config.max_len + 1)
+    return int(BLOCK_BATCHES * config.batch_size * (_SAMPLE_BYTES + 4 * items))
 
 
 class StreamSplit(ray.train.DataConfig):
@@ -88,7 +98,7 @@ class StreamSplit(ray.train.DataConfig):
         limits = ExecutionResources.for_limits(object_store_memory=read_ahead_bytes)
         super().__init__(execution_options=ExecutionOptions(resource_limits=limits))
 
-    def configure(  # noqa: D102
+    def configure(
         self,
         datasets: dict[str, ray.data.Dataset],
         world_size: int,
@@ -96,9 +106,9 @@ class StreamSplit(ray.train.DataConfig):
         worker_node_ids: list[str] | None,
         **kwargs: Any,  # noqa: ANN401
     ) -> list[dict[str, DataIterator]]:
+        """The part of each dataset that each worker reads; Ray calls it at every start of them."""
         shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
-            dataset = dataset.copy(dataset)
             dataset.context.execution_options = self._resolve_execution_options(name)
             parts = dataset.streaming_split(world_size, equal=False, locality_hints=worker_node_ids)
             for shard, part in zip(shards, parts, strict=True):
@@ -107,40 +117,24 @@ class StreamSplit(ray.train.DataConfig):
 
 
 class Batches(Iterator[tuple[Batch, Consumed]]):
-    """Batches made in a thread beside training, a few ahead; counts the seconds of waiting."""
+    """Batches made in a thread beside training, a few ahead; counts the seconds of waiting.
+
+    The thread ends with the batches, with `close`, or when nobody holds this iterator any more.
+    """
 
     def __init__(self, tables: Iterator[pa.Table], maker: BatchMaker, prefetch: int) -> None:
-        self._ready: queue.Queue[Any] = queue.Queue(maxsize=prefetch)
-        self._closed = threading.Event()
-        self._started = False
-        self._ended = False
         self.start_s = 0.0
         """Seconds until the first batch, which no prefetch can hide."""
         self.waited_s = 0.0
         """Seconds that `next` has waited for the batches after it."""
-        self._thread = threading.Thread(target=self._fill, args=(tables, maker), daemon=True)
-        self._thread.start()
-
-    def _fill(self, tables: Iterator[pa.Table], maker: BatchMaker) -> None:
-        """Runs in the thread; what goes wrong is raised where the batch is wanted."""
-        try:
-            for table in tables:
-                samples = _samples(table)
-                taken = Consumed(samples.epoch, samples.shard, samples.serial)
-                if not self._offer((maker.make(samples), taken)):
-                    return
-            self._offer(None)
-        except BaseException as error:
-            self._offer(error)
-
-    def _offer(self, item: object) -> bool:
-        while not self._closed.is_set():
-            try:
-                self._ready.put(item, timeout=0.5)
-            except queue.Full:
-                continue
-            return True
-        return False
+        self._ready: queue.Queue[Any] = queue.Queue(maxsize=prefetch)
+        self._started = self._ended = False
+        closed = threading.Event()
+        self.close = weakref.finalize(self, closed.set)
+        """Ends the thread; what it has made is dropped."""
+        threading.Thread(
+            target=_fill, args=(tables, maker, self._ready, closed), name="batches", daemon=True
+        ).start()
 
     def __next__(self) -> tuple[Batch, Consumed]:
         if self._ended:
@@ -155,14 +149,43 @@ class Batches(Iterator[tuple[Batch, Consumed]]):
         if isinstance(item, tuple):
             return item
         self._ended = True
-        if item is None:
-            raise StopIteration
-        raise item
+        raise StopIteration if item is None else item
 
-    def close(self) -> None:
-        """Ends the thread; what it has made is dropped."""
-        self._closed.set()
-        self._thread.join(timeout=10)
+
+def _fill(
+    tables: Iterator[pa.Table],
+    maker: BatchMaker,
+    ready: queue.Queue[Any],
+    closed: threading.Event,
+) -> None:
+    """Runs in the thread; what goes wrong is raised where the batch is wanted."""
+
+    def offer(item: object) -> bool:
+        while not closed.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    try:
+        for table in tables:
+            samples = _samples(table)
+            taken = Consumed(samples.epoch, samples.shard, samples.serial)
+            if not offer((maker.make(samples), taken)):
+                return
+        offer(None)
+    except BaseException as error:
+        offer(_ours(error))
+
+
+def _ours(error: BaseException) -> BaseException:
+    """The user's mistake inside what Ray raised for its reading task, or what was raised."""
+    inner: BaseException | None = error
+    while inner is not None and type(inner).__module__ != DistrlError.__module__:
+        inner = inner.cause if isinstance(inner, RayTaskError) else inner.__cause__
+    return inner or error
 
 
 def batches(
@@ -183,7 +206,11 @@ def batches(
 def local_batches(
     manifest: Manifest, config: DataConfig, maker: BatchMaker, *, epochs: int, ledger: Ledger
 ) -> Batches:
-    """The same samples in one process and without Ray, in the plan's own order."""
+    """The same samples in one process and without Ray, in the plan's own order.
+
+    Raises:
+        CheckpointError: If the ledger holds samples that the store does not have.
+    """
     units = plan(manifest, config, seed=maker.seed, epochs=epochs, ledger=ledger)
     reader = UnitReader(manifest, config, maker.seed)
     blocks = (block for unit in units for block in reader.read(unit))
@@ -194,22 +221,17 @@ def _rebatched(blocks: Iterator[pa.Table], batch_size: int) -> Iterator[pa.Table
     """Blocks of any size as batches of one size, the last one excepted."""
     held: list[pa.Table] = []
     for block in blocks:
-        held.append(block)
-        while sum(len(table) for table in held) >= batch_size:
-            whole = pa.concat_tables(held)
+        whole = pa.concat_tables([*held, block])
+        while len(whole) >= batch_size:
             yield whole.slice(0, batch_size)
-            held = [whole.slice(batch_size)]
-    left = pa.concat_tables(held) if held else None
-    if left is not None and len(left):
-        yield left
+            whole = whole.slice(batch_size)
+        held = [whole]
+    yield from (left for left in held if len(left))
 
 
 def _samples(table: pa.Table) -> Samples:
     """Arrow's columns as arrays."""
-    items = table.column("items").combine_chunks()
-    offsets = items.offsets.to_numpy().astype(np.int64)
-    values = items.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
     epoch, shard, serial = (
         table.column(name).to_numpy().astype(np.int64) for name in ("epoch", "shard", "serial")
     )
-    return Samples(epoch, shard, serial, Ragged(values, offsets - offsets[0]))
+    return Samples(epoch, shard, serial, to_ragged(table.column("items")))

@@ -1,22 +1,33 @@
-"""Reads units, an epoch of a shard each, in an order that only the seed decides."""
+"""Reads units, an epoch of a shard each, in an order that only the seed decides.
 
+What runs in Ray's reading tasks imports this file and not the stream, so that they start without
+torch.
+"""
+
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Int64, UInt64
 
 from distrl.data.config import DataConfig
 from distrl.data.plan import UnitWork, not_in, num_samples
 from distrl.data.store import verify_shard
 from distrl.errors import SchemaError
 from distrl.ops.ragged import Ragged
+from distrl.ops.sequences import mixed, permutation, seed_key
 from distrl.schema import NUM_HELD_OUT, Manifest, Shard
 from distrl.storage import explained, join, open_input
 
 BLOCK_SAMPLES = 2048
-"""Samples in a block of the stream: what goes to one worker at a time."""
+BLOCK_TOKENS = 1 << 18
+"""Bounds of what a reader spells out at once; a single sample may have more tokens."""
+
+_SHUFFLE = 1 << 40
+"""Purpose of draws: above any serial, whose keys come from the same unit's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +37,12 @@ class UnitReader:
     manifest: Manifest
     config: DataConfig
     seed: int
+
+    def read_rows(self, units: pa.Table) -> Iterator[pa.Table]:
+        """What is left of each unit that `unit_row` put into a row of a table."""
+        for row in units.to_pylist():
+            ranges = [(start, stop) for start, stop in json.loads(row["done"])]
+            yield from self.read(UnitWork(row["epoch"], row["shard"], ranges, row["first"]))
 
     def read(self, work: UnitWork) -> Iterator[pa.Table]:
         """What is left of a unit, in blocks with columns epoch, shard, serial, items.
@@ -39,16 +56,17 @@ class UnitReader:
             StorageError: If it cannot be read.
         """
         shard = self.manifest.sequences[work.shard]
-        if self.config.verify_checksums and work.epoch == 0 and not work.done:
+        if self.config.verify_checksums and work.first:
             verify_shard(self.config.store_uri, shard)
+        key = mixed(mixed(mixed(seed_key(self.seed), work.epoch), work.shard), _SHUFFLE)
         serial = 0
-        for samples in self._shuffled(shard, work):
-            serials = np.arange(serial, serial + len(samples.lengths))
-            serial += len(serials)
-            left = np.flatnonzero(not_in(serials, work.done))
-            for start in range(0, len(left), BLOCK_SAMPLES):
-                chosen = left[start : start + BLOCK_SAMPLES]
-                yield _table(work, serials[chosen], samples.take(chosen))
+        for number, parts in self._row_groups(shard, key):
+            ends = self._ends(parts)
+            ends = ends[permutation(len(ends), mixed(mixed(key, 1), number))]
+            serials = np.arange(serial, serial + len(ends))
+            serial += len(ends)
+            left = not_in(serials, work.done)
+            yield from self._blocks(work, parts, ends[left], serials[left])
         expected = num_samples(shard, self.config)
         if serial != expected:
             raise SchemaError(
@@ -56,61 +74,99 @@ class UnitReader:
                 f"manifest promises {expected}; prepare the store again"
             )
 
-    def _shuffled(self, shard: Shard, work: UnitWork) -> Iterator[Ragged]:
-        """Samples of a shard, some thousands at a time, shuffled."""
-        rng = np.random.default_rng((self.seed, work.epoch, work.shard))
+    def _row_groups(
+        self, shard: Shard, key: UInt64[np.ndarray, " 1"]
+    ) -> Iterator[tuple[int, Ragged]]:
+        """Number and training parts of each row group, in the order that the key fixes."""
         uri = join(self.config.store_uri, shard.path)
         try:
             with open_input(uri) as source:
+                if source.size() != shard.bytes:
+                    raise SchemaError(
+                        f"shard {uri} has {source.size()} bytes, its manifest says {shard.bytes}; "
+                        "prepare the store again"
+                    )
                 file = pq.ParquetFile(source)
                 if file.metadata.num_rows != shard.rows:
                     raise SchemaError(
                         f"shard {uri} has {file.metadata.num_rows} rows, its manifest says "
                         f"{shard.rows}; prepare the store again"
                     )
-                for group in rng.permutation(file.num_row_groups).tolist():
-                    items = file.read_row_group(group, columns=["items"]).column("items")
-                    yield from self._samples(_training_parts(items.combine_chunks()), rng)
+                for number in permutation(file.num_row_groups, mixed(key, 0)).tolist():
+                    table = file.read_row_group(number, columns=["items"])
+                    yield number, self._training_parts(uri, table)
         except pa.ArrowException as error:
             first = str(error).splitlines()[0]
             raise SchemaError(f"shard {uri} is torn or no Parquet file: {first}") from error
         except OSError as error:
             raise explained(uri, "read", error) from error
 
-    def _samples(self, parts: Ragged, rng: np.random.Generator) -> Iterator[Ragged]:
-        """Training parts as samples in random order."""
-        if self.config.samples == "all_positions":
-            yield parts.take(rng.permutation(len(parts.lengths)))
-            return
-        rows = parts.rows
-        position = np.arange(len(rows)) - parts.offsets[:-1][rows]
-        targets = rng.permutation(np.flatnonzero(position > 0))
-        # Prefixes repeat items many times over, so only a block of them is spelled out at once.
-        for start in range(0, len(targets), BLOCK_SAMPLES):
-            newest = targets[start : start + BLOCK_SAMPLES]
-            count = np.minimum(position[newest], self.config.max_len) + 1
-            offsets = np.concatenate([[0], np.cumsum(count)])
-            within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], count)
-            yield Ragged(parts.values[np.repeat(newest - count + 1, count) + within], offsets)
+    def _training_parts(self, uri: str, table: pa.Table) -> Ragged:
+        """Sequences without what is held out, of the users who then have a target left."""
+        if table.column_names != ["items"] or not pa.types.is_list(table.schema.types[0]):
+            raise SchemaError(f"shard {uri} has no column `items` of lists; it has {table.schema}")
+        whole = to_ragged(table.column("items"))
+        num_items = self.manifest.num_items
+        if len(whole.values) and not 1 <= whole.values.min() <= whole.values.max() <= num_items:
+            raise SchemaError(
+                f"shard {uri} holds items {whole.values.min()} to {whole.values.max()}, its "
+                f"manifest says 1 to {num_items}; prepare the store again"
+            )
+        lengths = whole.lengths - NUM_HELD_OUT
+        rows = np.flatnonzero(lengths > 1)
+        return whole.pieces(whole.offsets[rows], lengths[rows])
+
+    def _ends(self, parts: Ragged) -> Int64[np.ndarray, " samples"]:
+        """Where each sample's newest target is."""
+        if self.config.samples == "prefix":
+            return np.flatnonzero(parts.positions > 0)
+        return parts.offsets[1:] - 1
+
+    def _blocks(
+        self,
+        work: UnitWork,
+        parts: Ragged,
+        ends: Int64[np.ndarray, " samples"],
+        serials: Int64[np.ndarray, " samples"],
+    ) -> Iterator[pa.Table]:
+        """Samples spelled out, a bounded block at a time: prefixes repeat items many times."""
+        lengths = parts.positions[ends] + 1
+        if self.config.samples == "prefix" or self.config.long_sequences == "last":
+            lengths = np.minimum(lengths, self.config.max_len + 1)
+        tokens = np.cumsum(lengths) // BLOCK_TOKENS
+        begins = (np.arange(len(ends)) % BLOCK_SAMPLES == 0) | (np.diff(tokens, prepend=0) > 0)
+        starts = np.flatnonzero(begins).tolist()
+        for start, stop in zip(starts, [*starts[1:], len(ends)], strict=True):
+            here = slice(start, stop)
+            items = parts.pieces(ends[here] - lengths[here] + 1, lengths[here])
+            yield _table(work, serials[here], items)
 
 
-def _training_parts(items: pa.ListArray) -> Ragged:
-    """Sequences without what is held out, of the users who then have a target left."""
+def unit_row(work: UnitWork) -> dict[str, int | bool | str]:
+    """A unit as a row of a dataset; the ranges as text, so that all rows are of one type."""
+    return {
+        "epoch": work.epoch,
+        "shard": work.shard,
+        "done": json.dumps(work.done),
+        "first": work.first,
+    }
+
+
+def to_ragged(column: pa.ChunkedArray) -> Ragged:
+    """A column of lists."""
+    items = column.combine_chunks()
     offsets = items.offsets.to_numpy().astype(np.int64)
     values = items.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-    whole = Ragged(values, offsets - offsets[0])
-    lengths = whole.lengths - NUM_HELD_OUT
-    kept = np.repeat(whole.offsets[1:], whole.lengths) - np.arange(len(values)) > NUM_HELD_OUT
-    return whole.keep(kept).take(np.flatnonzero(lengths >= 2))
+    return Ragged(values, offsets - offsets[0])
 
 
-def _table(work: UnitWork, serials: np.ndarray, items: Ragged) -> pa.Table:
+def _table(work: UnitWork, serials: Int64[np.ndarray, " n"], items: Ragged) -> pa.Table:
     size = len(serials)
     return pa.table(
         {
             "epoch": pa.array(np.full(size, work.epoch, dtype=np.int32)),
             "shard": pa.array(np.full(size, work.shard, dtype=np.int32)),
-            "serial": pa.array(serials.astype(np.int64)),
+            "serial": pa.array(serials),
             "items": pa.ListArray.from_arrays(
                 pa.array(items.offsets.astype(np.int32)), pa.array(items.values.astype(np.int32))
             ),

@@ -45,6 +45,16 @@ def below(
     return ((high * np.asarray(bound).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 
+def seed_key(seed: int) -> UInt64[np.ndarray, " 1"]:
+    """The key that all others of a run come from."""
+    return np.array([seed % _WORD], dtype=np.uint64)
+
+
+def permutation(size: int, key: UInt64[np.ndarray, " 1"]) -> Int64[np.ndarray, " size"]:
+    """0..size-1 in an order that the key fixes, with any version of numpy."""
+    return np.argsort(mixed(np.repeat(key, size), np.arange(size)), kind="stable")
+
+
 def sample_keys(
     seed: int,
     epoch: Int64[np.ndarray, " n"],
@@ -52,8 +62,7 @@ def sample_keys(
     serial: Int64[np.ndarray, " n"],
 ) -> UInt64[np.ndarray, " n"]:
     """The key of each sample of a run: its place in the plan, nothing else."""
-    start = np.full(len(serial), seed % _WORD, dtype=np.uint64)
-    return mixed(mixed(mixed(start, epoch), shard), serial)
+    return mixed(mixed(mixed(np.repeat(seed_key(seed), len(serial)), epoch), shard), serial)
 
 
 def share_of(lengths: Int64[np.ndarray, " n"], ratio: float) -> Int64[np.ndarray, " n"]:
