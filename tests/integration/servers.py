@@ -109,23 +109,24 @@ def mlflow_server(
             start_new_session=True,
         )
     try:
-        _until_healthy(port, process, folder / "server.log")
+        until_healthy(port, process, folder / "server.log")
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, 15)
         process.wait(timeout=30)
 
 
-def _until_healthy(port: int, process: subprocess.Popen, log: Path) -> None:
+def until_healthy(port: int, process: subprocess.Popen, log: Path) -> None:
+    """Until an MLflow server, of runs or of a model, answers."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        assert process.poll() is None, f"mlflow server ended: {log.read_text()[-2000:]}"
+        assert process.poll() is None, f"mlflow ended: {log.read_text()[-2000:]}"
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
             return
         except OSError:
             time.sleep(0.5)
-    raise AssertionError(f"mlflow server is not healthy: {log.read_text()[-2000:]}")
+    raise AssertionError(f"mlflow is not healthy: {log.read_text()[-2000:]}")
 
 
 def write_events(path: Path, *, users: int, items: int, seed: int = 0) -> None:
