@@ -4,6 +4,7 @@ Usage: python -m tests.parity.engine_cases all|resume OUT [OTHER]; OUT gets what
 saves and results.json, OTHER is the OUT of a process group of another size.
 """
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from distrl.engine.collectives import (
     world_size,
 )
 from distrl.engine.config import EngineConfig
+from distrl.engine.vendor import load_deepspeed
 from distrl.engine.zero import Engines
 from distrl.errors import CheckpointError, DivergedError
 from tests.packed import batch_of
@@ -234,6 +236,18 @@ def from_rank_0():
     return gather_objects([method.head[0].weight.sum().item(), method.scale.sum().item()])
 
 
+def kept(stage):
+    """Elements that this rank sees and masters between two steps, the most over the ranks."""
+    engines = train(engines_of(make("tiny"), zero_stage=stage), 0)
+    visible = sum(parameter.data.numel() for parameter in engines.method.parameters())
+    masters = {}
+    for parameter in engines.parameters():
+        shard = engines.shard(parameter)
+        if shard is not None:
+            masters[id(shard.master)] = shard.master.numel()
+    return max(gather_objects([visible, sum(masters.values())]))
+
+
 def small_collectives():
     return {
         "sum": sum_over_ranks([1.0, float(rank()), 2.0**53]),
@@ -251,6 +265,7 @@ def every_case(out):
             yield f"{name}-z{stage}", figures
         yield f"union-z{stage}", union(stage)
         yield f"moved-z{stage}", moved_parts(stage)
+        yield f"kept-z{stage}", kept(stage)
         for precision in ("fp32", "bf16"):
             of_stage = {"zero_stage": stage, "precision": precision}
             yield f"loss-{precision}-z{stage}", poisoned(stage, POISON, precision)
@@ -270,6 +285,8 @@ def resumptions(other):
 def main(mode, out, other=None):
     torch.set_num_threads(1)
     ensure_process_group("gloo")
+    load_deepspeed("cpu")
+    gc.freeze()  # DeepSpeed collects garbage at every start of stage 3, of which there are many
     results = dict(every_case(Path(out))) if mode == "all" else {}
     if other is not None:
         results |= dict(resumptions(Path(other)))

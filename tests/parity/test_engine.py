@@ -115,6 +115,14 @@ def test_a_phase_moves_the_parts_it_names_and_no_bit_of_the_others(found, world,
 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("stage", STAGES)
+def test_masters_are_sharded_and_at_stage_3_parameters_too(found, world, stage):
+    weights = (13 * 8) + (8 * 8 + 8) + (8 * 4 + 4) + (4 * 8 + 8)
+    visible = 0 if stage == 3 else weights
+    assert found[world][f"kept-z{stage}"] == [visible, weights // world]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all(found, world, stage, precision):
     result = found[world][f"loss-{precision}-z{stage}"]
