@@ -84,8 +84,8 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
     say(f"run {run.name}: {folder.uri}")
     say(f"MLflow run {run_id} in experiment {run.tracking.experiment}")
     try:
-        best = _train(run, manifest, folder, tracking_uri, run_id, say)
-        outcome = conclude(run, manifest, folder, tracking_uri, run_id, best, say)
+        best, speed = _train(run, manifest, folder, tracking_uri, run_id, say)
+        outcome = conclude(run, manifest, folder, tracking_uri, run_id, best, speed, say)
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         # What went wrong first is what the user must read, not that MLflow is away too.
@@ -167,10 +167,11 @@ def _train(
     tracking_uri: str,
     run_id: str,
     say: Say,
-) -> Checkpoint:
-    """Runs Ray Train to its end and returns the best checkpoint by validation."""
+) -> tuple[Checkpoint, dict[str, float]]:
+    """Runs Ray Train to its end; the best checkpoint by validation, and how fast it went."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    monitor = (
+    # Ray's handle types have no stubs.
+    monitor: Any = (
         ray.remote(Monitor)
         .options(num_cpus=0, scheduling_strategy=here, max_concurrency=1)
         .remote(tracking_uri, run_id, folder.at("validations.json"), run.training.patience)
@@ -189,7 +190,7 @@ def _train(
         ),
         torch_config=TorchConfig(backend="nccl" if run.workers.use_gpu else "gloo"),
         validation_config=ValidationConfig(
-            fn=validate,
+            fn=validate,  # pyright: ignore[reportArgumentType]  # Ray types it as taking anything
             task_config=_validation_task(run, monitor),
             ray_remote_kwargs={"num_cpus": 0},
         ),
@@ -218,7 +219,7 @@ def _train(
     best = result.get_best_checkpoint(SELECT_BY, "max")
     if best is None:
         raise CheckpointError(f"run {run.name} has no validated checkpoint in {folder.uri}")
-    return best
+    return best, ray.get(monitor.speed.remote())
 
 
 def _validation_task(run: RunConfig, monitor: Any) -> ray.train.ValidationTaskConfig:  # noqa: ANN401

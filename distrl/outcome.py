@@ -37,6 +37,9 @@ class Outcome(Config):
     best_epoch: float
     metrics: dict[str, float]
     """On the test split: `kept/ndcg_at_10`, `masked/hr_at_5`, ..."""
+    speed: dict[str, float]
+    """Of the last stretch without a restart: seconds an epoch, targets/s, and the share of time
+    that workers waited for data."""
     baselines: dict[str, dict[str, float]]
     """The same of popularity and repeat_recent."""
     pictures: dict[str, str]
@@ -50,6 +53,7 @@ def conclude(
     tracking_uri: str,
     run_id: str,
     best: Checkpoint,
+    speed: dict[str, float],
     say: Callable[[str], None],
 ) -> Outcome:
     """Ranks the test split with the best checkpoint, shows it, and registers the model.
@@ -64,6 +68,11 @@ def conclude(
         method, catalog = load_model(files, manifest.num_items)
     result = evaluate_model(method, catalog.max_len, run.data.store_uri, "test", run.evaluation)
     say("")
+    if speed:
+        say(
+            f"{speed['epoch_s']:.1f} s an epoch, {speed['targets_per_s']:,.0f} targets/s, "
+            f"{100 * speed['wait_share']:.1f}% of the time waiting for data"
+        )
     say(f"best checkpoint: epoch {progress['epoch']:.2f}, step {progress['step']}")
     say(report.main_table(result))
     say("")
@@ -104,6 +113,7 @@ def conclude(
         best_step=progress["step"],
         best_epoch=progress["epoch"],
         metrics=result.metrics,
+        speed=speed,
         baselines=_baselines(result),
         pictures={name: folder.at(name) for name in pictures},
     )

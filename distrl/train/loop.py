@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from distrl.contract import Batch, Method, Unit
-from distrl.data.plan import Ledger
 from distrl.data.stream import Consumed
 from distrl.engine.collectives import gather_objects, rank, sum_over_ranks, world_size
 from distrl.engine.zero import Engines
@@ -25,6 +24,8 @@ class Step:
     """Samples of the store that all workers took."""
     targets: int
     """Next-item targets of all workers."""
+    consumed: Consumed | None
+    """What this worker took; None where it has run out."""
     stop: bool
     """A worker asked for the end of training."""
 
@@ -77,7 +78,6 @@ def steps(
     batches: Iterator[tuple[Batch, Consumed]],
     *,
     empty: Batch,
-    ledger: Ledger,
     already_consumed: int,
     curves: Curves,
     seed: int,
@@ -95,7 +95,6 @@ def steps(
         engines: One a part.
         batches: This worker's share of the stream, with the samples each batch consumed.
         empty: A batch without targets.
-        ledger: Takes in what this worker consumes; the caller merges it over workers.
         already_consumed: Samples that all workers consumed before.
         curves: Takes in the loss terms.
         seed: Of the run.
@@ -123,6 +122,4 @@ def steps(
             terms = engines.step(batch, phase, shares, step=step)
             curves.add(phase.name, terms, batch, engines.units)
         step, consumed_before = step + 1, consumed_before + int(samples)
-        if consumed is not None:
-            ledger.add(consumed.epoch, consumed.shard, consumed.serial)
-        yield Step(step, int(samples), int(targets), wishes > 0)
+        yield Step(step, int(samples), int(targets), consumed, wishes > 0)

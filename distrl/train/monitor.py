@@ -68,6 +68,17 @@ class Monitor:
         """Validation metrics by global step."""
         return dict(sorted(self._validations.items()))
 
+    def speed(self) -> dict[str, float]:
+        """Seconds an epoch, targets/s and share of time waiting for data, since the last start."""
+        last = self._progress
+        if not last.get("epochs_done"):
+            return {}
+        return {
+            "epoch_s": last["elapsed_s"] / last["epochs_done"],
+            "targets_per_s": last["all_targets"] / last["elapsed_s"],
+            "wait_share": last["waited_s"] / last["elapsed_s"],
+        }
+
     def news(self) -> tuple[dict[str, float], list[str]]:
         """The latest progress, and the messages since the last call."""
         messages = self._messages[:]

@@ -124,7 +124,6 @@ class _Worker:
             self.engines,
             (((batch.to(self.device)), taken) for batch, taken in stream),
             empty=empty_batch(self.method.num_views, run.data).to(self.device),
-            ledger=self.new,
             already_consumed=consumed,
             curves=curves,
             seed=run.seed,
@@ -133,6 +132,9 @@ class _Worker:
             asks_to_stop=stop,
         ):
             self.step = done.step
+            if done.consumed is not None:
+                taken = done.consumed
+                self.new.add(taken.epoch, taken.shard, taken.serial)
             before, consumed = consumed, consumed + done.samples
             meter.add(done, stream.waited_s)
             if done.step % training.log_every_steps == 0:
@@ -162,6 +164,7 @@ class _Worker:
         if rank() == 0:
             progress = meter.progress(self.step, consumed, self.rows_per_epoch)
             progress["wait_share"] = max(waits)
+            progress["waited_s"] = meter.waited_s
             speed = {
                 "system/wait_share": max(waits),
                 "system/targets_per_s": progress["targets_per_s"],
@@ -208,11 +211,12 @@ class _Meter:
     def __init__(self, consumed: int, total: int) -> None:
         self.started = self.since = time.perf_counter()
         self.first, self.total = consumed, total
-        self.targets = 0
+        self.targets = self.all_targets = 0
         self.waited_s = self.waited_before_s = 0.0
 
     def add(self, done: Step, waited_s: float) -> None:
         self.targets += done.targets
+        self.all_targets += done.targets
         self.waited_s = waited_s
 
     def waited_share(self) -> float:
@@ -229,6 +233,9 @@ class _Meter:
             "rows_per_s": rate,
             "targets_per_s": self.targets / max(now - self.since, 1e-9),
             "eta_s": (self.total - consumed) / max(rate, 1e-9),
+            "elapsed_s": now - self.started,
+            "all_targets": self.all_targets,
+            "epochs_done": (consumed - self.first) / rows_per_epoch,
         }
 
     def restart(self) -> None:

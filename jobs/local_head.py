@@ -1,0 +1,80 @@
+"""A Ray head on this machine, on loopback, with a job server: a cluster to submit to."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distrl.errors import DistrlError
+
+START_TIMEOUT_S = 90
+STOP_TIMEOUT_S = 60
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+@contextmanager
+def ray_head(num_cpus: int, log: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Runs a head until the block ends, on ports that nobody uses.
+
+    Args:
+        num_cpus: Logical CPUs; may be more than the machine has.
+        log: File for what the head says.
+
+    Yields:
+        The job server's address, and the environment that a client of it needs.
+
+    Raises:
+        DistrlError: If it does not start.
+    """
+    port, dashboard, client, agent, metrics = _free_ports(5)
+    # A dashboard on loopback asks for a token, which clients send only in this mode.
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    environment.pop("RAY_ADDRESS", None)
+    command = [
+        RAY, "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1",
+        f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
+        f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
+        f"--metrics-export-port={metrics}", f"--num-cpus={num_cpus}",
+    ]  # fmt: skip
+    with log.open("w") as out:
+        head = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+        try:
+            _wait_for(dashboard, head, log)
+            yield f"http://127.0.0.1:{dashboard}", environment
+        finally:
+            head.terminate()
+            head.wait(timeout=STOP_TIMEOUT_S)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody uses, found together so that they differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _wait_for(port: int, head: subprocess.Popen[bytes], log: Path) -> None:
+    """Until the head's job server answers, if only to ask for a token."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if head.poll() is not None:
+            raise DistrlError(f"the Ray head ended with status {head.returncode}: see {log}")
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=2).close()
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise DistrlError(f"the Ray head did not answer within {START_TIMEOUT_S} s: see {log}")
