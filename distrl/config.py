@@ -76,6 +76,9 @@ class RunConfig(Config):
     seed: NonNegativeInt = 0
     storage_uri: str = "runs"
     """Where runs are kept: a local folder or s3://bucket/prefix that every node reaches."""
+    commit: str | None = None
+    """Commit of the code, for a submitted job: its working directory has no history to ask. None
+    asks git."""
     registered_model: str = "distrl"
     """Name under which the best model becomes a version in the registry."""
     method: MethodConfig

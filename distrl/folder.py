@@ -75,7 +75,7 @@ class RunFolder:
             tracking_uri,
             run.tracking.experiment,
             run.name,
-            {"store_manifest": store_hash, **runs.environment_tags()},
+            {"store_manifest": store_hash, **runs.environment_tags(), **_commit(run)},
             artifacts=artifact_location(run.tracking, tracking_uri),
         )
         log = RunLog(tracking_uri, run_id)
@@ -106,6 +106,10 @@ class RunFolder:
             raise ConfigError(
                 f"{self.uri} cannot be resumed with another config: {', '.join(differ)}"
             )
+
+
+def _commit(run: RunConfig) -> dict[str, str]:
+    return {"mlflow.source.git.commit": run.commit} if run.commit else {}
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

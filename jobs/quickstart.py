@@ -59,6 +59,11 @@ def _submit(address: str, environment: dict[str, str], method: str, name: str) -
         "--working-dir", ".", "--", "python", f"jobs/train_{method}.py", "configs/quickstart.yaml",
         f"name={name}", f"storage_uri={RUNS.resolve()}", f"data.store_uri={STORE.resolve()}",
     ]  # fmt: skip
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    if commit.returncode == 0:
+        command.append(f"commit={commit.stdout.strip()}")
     if method == "sasrec":
         command.append("method={name: sasrec, updates_per_batch: 2}")
     print(f"\n== train {method}: ray {' '.join(command)}", flush=True)
