@@ -20,9 +20,10 @@ from ray import ObjectRef
 
 from distrl import storage
 from distrl.data import prepare_tasks as tasks
+from distrl.data.event_columns import EventColumns
 from distrl.data.events import EventCleaner, ReadCounts, parse_moment
 from distrl.data.id_hash import slot_of
-from distrl.data.prepare_config import FileFormat, PrepareConfig
+from distrl.data.prepare_config import PrepareConfig
 from distrl.data.prepare_identity import finished_store, identity, identity_hash
 from distrl.data.prepare_items import NumberedItems, Work, k_core, num_buckets, number_items
 from distrl.data.ray_stage import Stage, run_generators, run_tasks
@@ -49,15 +50,18 @@ def prepare(
     config: PrepareConfig,
     *,
     overwrite: bool = False,
+    connect: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = logger.info,
 ) -> Manifest:
     """Makes a sequence store from raw events, or finds that it is already made.
 
-    Ray must be connected. The store is whole when its manifest is there, which is written last.
+    The store is whole when its manifest is there, which is written last.
 
     Args:
         config: What to make from what.
         overwrite: Replace a store made with other settings or inputs.
+        connect: Connects to Ray, unless that is done; called when all that can be checked without
+            Ray has been.
         say: Told of progress, a line at a time.
 
     Returns:
@@ -76,7 +80,11 @@ def prepare(
         if manifest is not None:
             say(f"{config.store_uri} is already prepared from the same inputs: nothing to do")
             return manifest
-    return _Preparation(config, files, say).run(described)
+    format_ = file_format(config.source, files)
+    columns = learn_columns(config.source, files, format_)
+    storage.check_writable(config.store_uri)
+    connect()
+    return _Preparation(config, files, columns, say).run(described)
 
 
 def _check_moments(config: PrepareConfig) -> None:
@@ -89,12 +97,13 @@ class _Preparation:
     """One run: the stages in order, each leaving references to the next."""
 
     def __init__(
-        self, config: PrepareConfig, files: Sequence[SourceFile], say: Callable[[str], None]
+        self,
+        config: PrepareConfig,
+        files: Sequence[SourceFile],
+        columns: EventColumns,
+        say: Callable[[str], None],
     ) -> None:
-        self._config, self._files, self._say = config, files, say
-        self._format: FileFormat = file_format(config.source, files)
-        self._columns = learn_columns(config.source, files, self._format)
-        storage.check_writable(config.store_uri)
+        self._config, self._files, self._columns, self._say = config, files, columns, say
         cluster_cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._limit = config.num_cpus or cluster_cpus
         self._num_partitions = config.num_partitions or self._derived_partitions()
@@ -129,7 +138,7 @@ class _Preparation:
         return manifest
 
     def _derived_partitions(self) -> int:
-        megabytes = sum(memory_bytes(file, self._format) for file in self._files) / _MB
+        megabytes = sum(memory_bytes(file, self._columns.format) for file in self._files) / _MB
         needed = math.ceil(megabytes / self._config.partition_mb)
         for_speed = min(2 * self._limit, math.ceil(megabytes / _SMALLEST_PARTITION_MB))
         return min(max(needed, for_speed, 1), _MAX_PARTITIONS)
@@ -150,7 +159,7 @@ class _Preparation:
         config, num = self._config, self._num_partitions
         cleaner = EventCleaner(config.source, config.filters, self._columns)
         chunk_bytes = config.chunk_mb * _MB
-        units = reading_units(self._files, self._format, chunk_bytes)
+        units = reading_units(self._files, self._columns.format, chunk_bytes)
         read = partial(tasks.read_unit.remote, cleaner, num, config.seed, chunk_bytes)
         with Stage("read events", len(units), self._say) as stage:
             launches = [partial(read, unit) for unit in units]

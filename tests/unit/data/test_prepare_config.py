@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+
+from distrl.config import load_config
+from distrl.data.prepare_config import PrepareConfig
+from distrl.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs/prepare").glob("*.yaml"))
+START = ["store_uri=s", "source.uri=e.csv"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_prepare_config_loads(path):
+    assert load_config(PrepareConfig, path, []).num_shards is not None
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("k_core.min_users=5", "k_core.min_users: unknown key"),
+        ("num_shards=0", "num_shards=0"),
+        ("filters.event_types=[buy]", "filters.event_types needs source.event_type"),
+        ("filters.min_rating=4", "filters.min_rating needs source.rating"),
+        ("source.column_names=[a, b]", "source.column_names is for source.format csv or tsv"),
+        ("deduplicate=all", "deduplicate='all'"),
+    ],
+)
+def test_a_wrong_setting_is_named(override, said):
+    with pytest.raises(ConfigError, match=said.replace("[", r"\[")):
+        load_config(PrepareConfig, None, [*START, override])
+
+
+def test_a_time_range_needs_a_time():
+    with pytest.raises(ConfigError, match=r"time_from and time_to need source\.timestamp"):
+        load_config(
+            PrepareConfig, None, [*START, "source.timestamp=null", "filters.time_from=2014-01-01"]
+        )
+
+
+def test_a_date_in_yaml_is_a_moment():
+    config = load_config(PrepareConfig, None, [*START, "filters.time_from=2014-07-01"])
+    assert config.filters.time_from == "2014-07-01"
+
+
+def test_only_what_decides_the_content_is_decisive():
+    config = load_config(PrepareConfig, None, START)
+    how = ["store_uri=t", "num_cpus=3", "chunk_mb=1", "partition_mb=9", "num_partitions=5"]
+    assert load_config(PrepareConfig, None, [*START, *how]).decisive() == config.decisive()
+    assert load_config(PrepareConfig, None, [*START, "seed=1"]).decisive() != config.decisive()
