@@ -81,11 +81,6 @@ def test_small_files_share_a_piece_of_work_and_keep_their_order():
     units = reading_units(files, "csv", 100)
     sizes = [[part.file.size for part in unit] for unit in units]
     assert sizes == [[40, 40], [40], [200], [10, 10]]
-        [40, 40],
-        [40],
-        [200],
-        [10] * 2,
-    ]
 
 
 def test_a_large_parquet_file_is_cut_between_row_groups(tmp_path):
