@@ -7,6 +7,7 @@ torch.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -135,8 +136,7 @@ class UnitReader:
             lengths = np.minimum(lengths, self.config.max_len + 1)
         tokens = np.cumsum(lengths) // BLOCK_TOKENS
         begins = (np.arange(len(ends)) % BLOCK_SAMPLES == 0) | (np.diff(tokens, prepend=0) > 0)
-        starts = np.flatnonzero(begins).tolist()
-        for start, stop in zip(starts, [*starts[1:], len(ends)], strict=True):
+        for start, stop in pairwise([*np.flatnonzero(begins).tolist(), len(ends)]):
             here = slice(start, stop)
             items = parts.pieces(ends[here] - lengths[here] + 1, lengths[here])
             yield _table(work, serials[here], items)

@@ -96,9 +96,7 @@ def test_crop_keeps_one_piece_of_the_length_asked_for():
 
 def test_crop_starts_anywhere_with_the_same_chance():
     rows = Ragged.of([[1, 2, 3, 4, 5]] * 4000)
-    starts = Counter(
-        view[0] for view in lists(crop(rows, np.full(4000, 2), keys_of(4000)))
-    )
+    starts = Counter(view[0] for view in lists(crop(rows, np.full(4000, 2), keys_of(4000))))
     assert set(starts) == {1, 2, 3, 4}
     assert list(starts.values()) == pytest.approx([1000] * 4, abs=5 * (4000 * 3 / 16) ** 0.5)
 
