@@ -28,6 +28,8 @@ OUR_MANNERS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # It would print the address of each run, with the credentials of the URI.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """For this process, unless the user's environment says otherwise."""
 
@@ -85,8 +87,8 @@ def speaking_to(uri: str, purpose: str) -> Iterator[MlflowClient]:
 
 
 def client(uri: str) -> MlflowClient:
-    """MLflow's client, for runs and registry alike, without its chatter about database tables."""
-    for name in ("alembic", "mlflow.store.db.utils"):
+    """MLflow's client, for runs and registry alike, without its chatter."""
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # It announces each retry; the error or the warning that follows says it once.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
