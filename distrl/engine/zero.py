@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from distrl.contract import Batch, Losses, Method, Phase, Unit
 from distrl.engine.collectives import gather_objects, world_size
 from distrl.engine.config import EngineConfig
+from distrl.engine.graph import reach
 from distrl.engine.shards import Shard, shard_of, write_weight
 from distrl.engine.vendor import load_deepspeed
 from distrl.errors import DivergedError
@@ -170,7 +171,7 @@ class Engines:
         values = _values(losses, total)
         self._check_finite(total, values, phase, step)
         engine = self._engines[part]
-        engine.backward(engine(_reach(total, self._trained[part])))
+        engine.backward(engine(reach(total, self._trained[part])))
         return values
 
     def _check_finite(
@@ -251,33 +252,6 @@ def _values(losses: Losses, total: Tensor) -> dict[str, Tensor]:
 
 def _listed(values: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name}={value.item():.6g}" for name, value in values.items())
-
-
-def _reach(total: Tensor, parameters: list[nn.Parameter]) -> Tensor:
-    """The same total, with a gradient of zero for the parameters that its graph does not hold.
-
-    Ranks reduce gradients parameter by parameter: one missing on one rank would leave the others
-    waiting, or pair the wrong ones.
-    """
-    reached = _leaves(total)
-    for parameter in parameters:
-        if id(parameter) not in reached:
-            total = total + parameter.flatten()[:0].sum().to(total.dtype)
-    return total
-
-
-def _leaves(total: Tensor) -> set[int]:
-    """Ids of the tensors that a backward from `total` would give a gradient."""
-    leaves, seen, ahead = set(), set(), [total.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.add(id(node.variable))  # pyright: ignore[reportAttributeAccessIssue]
-        ahead.extend(before for before, _ in node.next_functions)
-    return leaves
 
 
 @contextmanager
