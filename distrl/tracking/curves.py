@@ -9,6 +9,8 @@ from distrl.tracking.connection import speaking_to
 
 Curve = list[tuple[int, float]]
 
+WAIT_SHARE = "system/wait_share"
+
 
 def curves(uri: str, run_id: str) -> dict[str, Curve]:
     """Points (global step, value) of every metric of a run that has at least two.
@@ -28,11 +30,11 @@ def curves(uri: str, run_id: str) -> dict[str, Curve]:
 def picture(found: dict[str, Curve], title: str) -> bytes:
     """A PNG: loss terms of every phase, validation metrics, and how long workers wait for data."""
     panels = [
-        ("loss terms (nats)", [n for n in found if not n.startswith(("val/", "system/", "epoch"))]),
-        ("validation, seen items kept", [n for n in found if _is_shown(n)]),
-        ("share of time waiting for data", [n for n in found if n == "system/wait_share"]),
+        ("loss terms, unweighted (nats)", [name for name in found if _is_term(name)]),
+        ("validation, seen items kept", [name for name in found if _is_validation(name)]),
+        ("share of time waiting for data", [name for name in found if name == WAIT_SHARE]),
     ]
-    figure = Figure(figsize=(15, 4), layout="constrained")
+    figure = Figure(figsize=(20, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (label, names) in zip(figure.subplots(1, 3), panels, strict=True):
         for name in sorted(names):
@@ -42,13 +44,19 @@ def picture(found: dict[str, Curve], title: str) -> bytes:
         axes.set_title(label)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
+        axes.set_ylim(bottom=0)
         if names:
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.suptitle(title)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=110, metadata={"Software": None})
     return image.getvalue()
 
 
-def _is_shown(name: str) -> bool:
+def _is_term(name: str) -> bool:
+    others = ("val/", "test/", "system/", "epoch")
+    return not name.startswith(others) and not name.endswith("/total")
+
+
+def _is_validation(name: str) -> bool:
     return name.startswith(("val/ndcg_at", "val/hr_at"))
