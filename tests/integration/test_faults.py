@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_phase_step_and_terms(f
     run["engine"] = {"lr": 1e30, "optimizer": "sgd"}
     done = run_job("jobs/train_mclrec.py", write_config(run))
     assert done.returncode == 2, done.stdout + done.stderr
-    for said in ("step", "encoder", "next_item"):
+    for said in ("phase ", "step 0", "not finite", "model_contrast=nan"):
         assert said in done.stderr
     ((_, status),) = runs_named(folder, "diverged")
     assert status == "FAILED"
