@@ -76,7 +76,10 @@ def explained(uri: str, verb: str, error: Exception) -> StorageError:
     said = str(error)
     if isinstance(error, FileNotFoundError):
         return StorageError(f"cannot {verb} {uri}: it does not exist")
-    if isinstance(error, PermissionError) or re.search(
+    if is_local(uri):
+        if isinstance(error, PermissionError):
+            return StorageError(f"cannot {verb} {uri}: permission denied to user {os.geteuid()}")
+    elif isinstance(error, PermissionError) or re.search(
         r"ACCESS_DENIED|403|SignatureDoesNotMatch|InvalidAccessKeyId|Forbidden", said
     ):
         return StorageError(

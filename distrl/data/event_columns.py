@@ -37,6 +37,8 @@ class EventColumns:
     item_type: pa.DataType
     time: TimeKind
     """How the time column is written; `arrow` is whatever type a Parquet file has."""
+    inflation: float
+    """About how many bytes of events in memory a byte of a file becomes."""
     header: tuple[str, ...] | None = None
     """Column names of a CSV or TSV file that has no header line."""
 

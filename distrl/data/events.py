@@ -113,9 +113,10 @@ class EventCleaner:
         kind = values.type
         if pa.types.is_null(kind):
             return values.cast(pa.int64())
-        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-            times = values.cast(pa.timestamp("ms", tz=getattr(kind, "tz", None)), safe=False)
-            times = times.cast(pa.int64())
+        if pa.types.is_timestamp(kind):
+            times = values.cast(pa.timestamp("ms", tz=kind.tz), safe=False).cast(pa.int64())
+        elif pa.types.is_date(kind):
+            times = values.cast(pa.timestamp("ms")).cast(pa.int64())
         elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
             times = _parse_iso(values, table.column("row"), where)
         elif pa.types.is_integer(kind) or pa.types.is_floating(kind):

@@ -31,12 +31,12 @@ from distrl.data.source_files import (
     SourceFile,
     file_format,
     find_files,
-    memory_bytes,
     reading_units,
 )
 from distrl.data.source_schema import learn_columns
+from distrl.data.store import check_sizes
 from distrl.data.store_writer import clear_parts
-from distrl.errors import SchemaError
+from distrl.errors import SchemaError, StorageError
 from distrl.schema import MANIFEST_NAME, Manifest, Shard
 
 _MB = 1 << 20
@@ -112,8 +112,14 @@ class _Preparation:
 
     def run(self, described: dict[str, Any]) -> Manifest:
         """Runs all stages; what is in the place already stays until the input has proved good."""
-        work = self._assemble(self._read())
-        work = k_core(work, self._config.k_core, self._limit, self._say, self._note_left)
+        # Nothing here keeps what a stage has left behind, so that Ray can forget it.
+        work = k_core(
+            self._assemble(self._read()),
+            self._config.k_core,
+            self._limit,
+            self._say,
+            self._note_left,
+        )
         numbered = number_items(work, self._limit, self._say)
         sequences = self._sequences(work, numbered)
         store_uri = self._config.store_uri
@@ -133,12 +139,22 @@ class _Preparation:
             sequences=self._write_sequences(work, sequences),
             items=items,
         )
+        self._prove_reachable(manifest)
         content = manifest.model_dump_json(indent=1).encode()
         storage.write_bytes(storage.join(store_uri, MANIFEST_NAME), content)
         return manifest
 
+    def _prove_reachable(self, manifest: Manifest) -> None:
+        """Raises StorageError where nodes have written to places of their own."""
+        try:
+            check_sizes(self._config.store_uri, manifest)
+        except SchemaError as error:
+            raise StorageError(
+                f"store_uri={self._config.store_uri} must be one place for all nodes: {error}"
+            ) from error
+
     def _derived_partitions(self) -> int:
-        megabytes = sum(memory_bytes(file, self._columns.format) for file in self._files) / _MB
+        megabytes = sum(file.size for file in self._files) * self._columns.inflation / _MB
         needed = math.ceil(megabytes / self._config.partition_mb)
         for_speed = min(2 * self._limit, math.ceil(megabytes / _SMALLEST_PARTITION_MB))
         return min(max(needed, for_speed, 1), _MAX_PARTITIONS)
@@ -159,7 +175,9 @@ class _Preparation:
         config, num = self._config, self._num_partitions
         cleaner = EventCleaner(config.source, config.filters, self._columns)
         chunk_bytes = config.chunk_mb * _MB
-        units = reading_units(self._files, self._columns.format, chunk_bytes)
+        units = reading_units(
+            self._files, self._columns.format, self._columns.inflation, chunk_bytes
+        )
         read = partial(tasks.read_unit.remote, cleaner, num, config.seed, chunk_bytes)
         with Stage("read events", len(units), self._say) as stage:
             launches = [partial(read, unit) for unit in units]

@@ -10,8 +10,8 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryErro
 
 from distrl.errors import ConfigError, DistrlError, StorageError
 
-_QUIET_S = 2.0
-"""Progress lines are at least this far apart."""
+_QUIET_S = 3.0
+"""Seconds between progress lines, at least."""
 
 # Ray's stubs do not know that a task with several returns gives as many references.
 Launch = Callable[[], Any]

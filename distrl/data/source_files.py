@@ -25,14 +25,6 @@ _EXTENSIONS: dict[str, FileFormat] = {
     ".ndjson": "jsonl",
 }
 _COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
-_INFLATION: dict[FileFormat, float] = {
-    "parquet": 4.0,
-    "csv": 1.0,
-    "tsv": 1.0,
-    "jsonl": 0.5,
-    "sequences": 4.0,
-}
-_COMPRESSED_INFLATION = 4.0
 _LISTED_FILES = 1000
 
 
@@ -161,19 +153,24 @@ def fingerprint(files: Sequence[SourceFile]) -> dict[str, object]:
     }
 
 
-def memory_bytes(file: SourceFile, format_: FileFormat) -> float:
-    """About how large a file's events are as Arrow columns."""
-    packed = PurePosixPath(file.uri).suffix in _COMPRESSIONS
-    return file.size * _INFLATION[format_] * (_COMPRESSED_INFLATION if packed else 1.0)
+def is_packed(file: SourceFile) -> bool:
+    """Whether a text file is compressed."""
+    return PurePosixPath(file.uri).suffix in _COMPRESSIONS
 
 
 def reading_units(
-    files: Sequence[SourceFile], format_: FileFormat, unit_bytes: int
+    files: Sequence[SourceFile], format_: FileFormat, inflation: float, unit_bytes: int
 ) -> list[list[ReadPart]]:
     """Pieces of work of about `unit_bytes` in memory each, in the order of the input.
 
     Small files share a piece, so that no piece falls into crumbs; large Parquet files are cut
     between row groups. A large text file stays one piece, which is read as a stream.
+
+    Args:
+        files: The input.
+        format_: Of all of them.
+        inflation: Bytes of events in memory for a byte of a file.
+        unit_bytes: How large a piece is to be.
 
     Raises:
         StorageError: If a large Parquet file cannot be read.
@@ -182,7 +179,7 @@ def reading_units(
     units: list[list[ReadPart]] = [[]]
     room = float(unit_bytes)
     for file in files:
-        size = memory_bytes(file, format_)
+        size = file.size * inflation
         if format_ == "parquet" and size > 2 * unit_bytes:
             units.extend([part] for part in _row_group_parts(file, math.ceil(size / unit_bytes)))
             units.append([])

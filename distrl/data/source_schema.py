@@ -14,12 +14,17 @@ from distrl.data.csv_events import csv_rows
 from distrl.data.event_columns import EventColumns, TimeKind, missing_column
 from distrl.data.line_events import text_blocks
 from distrl.data.prepare_config import FileFormat, IdType, SourceConfig
-from distrl.data.source_files import SourceFile
+from distrl.data.source_files import SourceFile, is_packed
 from distrl.errors import SchemaError
 
 _SAMPLE_ROWS = 2000
 # Leading zeros mean something to whoever wrote them, so such ids are strings.
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
+
+# Bytes in memory for a byte of text; Parquet says how many rows it has.
+_INFLATION: dict[FileFormat, float] = {"csv": 1.0, "tsv": 1.0, "jsonl": 0.5, "sequences": 4.0}
+_PACKED_INFLATION = 4.0
+_INTEGER_BYTES, _STRING_BYTES = 8, 32
 
 Sample = Mapping[str, Sequence[object]]
 
@@ -52,6 +57,7 @@ def learn_columns(
         user_type=_text_id_type(source.user_type, sample["user"], format_),
         item_type=_text_id_type(source.item_type, sample["item"], format_),
         time=time,
+        inflation=_INFLATION[format_] * (_PACKED_INFLATION if is_packed(file) else 1.0),
         header=source.column_names,
     )
 
@@ -74,19 +80,27 @@ def _from_parquet(
 ) -> EventColumns:
     with storage.open_input(file.uri) as opened:
         try:
-            schema = pq.ParquetFile(opened).schema_arrow
+            parquet = pq.ParquetFile(opened)
         except pa.ArrowInvalid as error:
             raise SchemaError(f"{file.uri} is not a readable Parquet file: {error}") from error
+    schema = parquet.schema_arrow
     for role, name in names:
         if name not in schema.names:
             raise missing_column(file, name, role, schema.names)
     types = {role: schema.field(name).type for role, name in names}
+    user_type = _arrow_id_type(source.user_type, types["user"], file, source.user)
+    item_type = _arrow_id_type(source.item_type, types["item"], file, source.item)
+    kept = [user_type, item_type, *([pa.int64()] if "timestamp" in types else [])]
+    row_bytes = sum(
+        _STRING_BYTES if pa.types.is_string(type_) else _INTEGER_BYTES for type_ in kept
+    )
     return EventColumns(
         format="parquet",
         names=names,
-        user_type=_arrow_id_type(source.user_type, types["user"], file, source.user),
-        item_type=_arrow_id_type(source.item_type, types["item"], file, source.item),
+        user_type=user_type,
+        item_type=item_type,
         time="arrow" if "timestamp" in types else "none",
+        inflation=parquet.metadata.num_rows * row_bytes / file.size,
     )
 
 

@@ -1,6 +1,9 @@
 import gzip
 import json
+import os
+import tempfile
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +13,7 @@ from distrl.data.events import EventCleaner, ReadCounts, parse_moment
 from distrl.data.prepare_config import FiltersConfig, SourceConfig
 from distrl.data.source_files import file_format, find_files, reading_units
 from distrl.data.source_schema import learn_columns
-from distrl.errors import ConfigError, SchemaError
+from distrl.errors import ConfigError, SchemaError, StorageError
 
 ROWS = [
     {"user": "u1", "item": 7, "timestamp": 3, "rating": 4.0, "event_type": "buy"},
@@ -31,7 +34,7 @@ def clean(uri, counts=None, filters=None, **source):
     columns = learn_columns(config, files, file_format(config, files))
     cleaner = EventCleaner(config, filters or FiltersConfig(), columns)
     counts = ReadCounts() if counts is None else counts
-    units = reading_units(files, columns.format, 1 << 20)
+    units = reading_units(files, columns.format, columns.inflation, 1 << 20)
     tables = [table for unit in units for part in unit for table in cleaner.clean(part, counts)]
     return pa.concat_tables(tables).to_pylist()
 
@@ -138,12 +141,13 @@ def test_times_become_milliseconds(tmp_path, written, unit, milliseconds):
 
 
 @pytest.mark.parametrize(
-    "type_", [pa.timestamp("us"), pa.timestamp("ns", "Europe/Berlin"), pa.timestamp("s")]
+    "type_",
+    [pa.timestamp("us"), pa.timestamp("ns", "Europe/Berlin"), pa.timestamp("s"), pa.date32()],
 )
 def test_timestamp_types_become_milliseconds(tmp_path, type_):
-    moment = datetime(2014, 7, 1, tzinfo=UTC)
-    times = pa.array([moment], pa.timestamp("s", "UTC")).cast(pa.int64()).cast(pa.timestamp("s"))
-    times = times.cast(type_) if type_.tz is None else pa.array([moment], type_)
+    times = pa.array([datetime(2014, 7, 1, tzinfo=UTC)], pa.timestamp("us", "UTC"))
+    zoned = pa.types.is_timestamp(type_) and type_.tz is not None
+    times = times.cast(type_) if zoned else times.cast(pa.timestamp("us")).cast(type_)
     pq.write_table(
         pa.table({"user": [1], "item": [1], "timestamp": times}), tmp_path / "events.parquet"
     )
@@ -274,6 +278,24 @@ def test_a_later_file_of_another_type_is_named(tmp_path):
     write(tmp_path / "b.parquet", [{"user": "x", "item": 1, "timestamp": 1}])
     with pytest.raises(SchemaError, match=r"b\.parquet: column user is string, expected int64"):
         clean(tmp_path)
+
+
+@pytest.fixture
+def ordinary_user():
+    """Runs a test as someone whom file modes bind, where the suite runs as root."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+def test_a_file_that_may_not_be_read_is_named(ordinary_user):
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        file = write(Path(folder) / "events.csv")
+        file.chmod(0)
+        with pytest.raises(StorageError, match=r"cannot read .*events\.csv: permission denied to"):
+            clean(file)
 
 
 def test_an_empty_input_is_named(tmp_path):

@@ -78,7 +78,7 @@ def test_a_format_that_is_not_clear_is_named(names, said):
 def test_small_files_share_a_piece_of_work_and_keep_their_order():
     sizes = [40, 40, 40, 200, 10, 10]
     files = [SourceFile(f"{number}.csv", size, "") for number, size in enumerate(sizes)]
-    units = reading_units(files, "csv", 100)
+    units = reading_units(files, "csv", 0.5, 50)
     sizes = [[part.file.size for part in unit] for unit in units]
     assert sizes == [[40, 40], [40], [200], [10, 10]]
 
@@ -87,7 +87,7 @@ def test_a_large_parquet_file_is_cut_between_row_groups(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"x": list(range(1000))}), path, row_group_size=100)
     (file,) = find_files(SourceConfig(uri=str(path)))
-    units = reading_units([file, file], "parquet", file.size)
+    units = reading_units([file, file], "parquet", 4.0, file.size)
     parts = [part for unit in units for part in unit]
     assert all(isinstance(part, ReadPart) for part in parts)
     assert parts[:4] == [
