@@ -111,7 +111,9 @@ def _folder_filter(source: SourceConfig):  # noqa: ANN202
 
 def _source_file(prefix: str, info: pafs.FileInfo) -> SourceFile:
     modified = info.mtime.isoformat() if info.mtime_ns is not None else ""
-    return SourceFile(f"{prefix}{info.path}", info.size, modified)
+    # Some file systems of fsspec, such as HTTP's, keep the scheme in their paths.
+    uri = info.path if "://" in info.path else f"{prefix}{info.path}"
+    return SourceFile(uri, info.size, modified)
 
 
 def _extension(name: str) -> str:

@@ -7,7 +7,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pyarrow as pa
@@ -299,6 +302,17 @@ def test_from_s3_to_s3_is_the_same_as_on_disk(cluster, s3, events, tmp_path):
     assert prepare(made, say=lines.append) == manifest
     assert "nothing to do" in lines[0]
     assert s3.secret_key not in manifest.model_dump_json()
+
+
+def test_a_source_may_be_anything_that_fsspec_opens(cluster, tmp_path):
+    (tmp_path / "events.csv").write_text("user,item,timestamp\n1,b,2\n1,a,1\n2,a,1\n")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        made = config(tmp_path / "store", f"http://127.0.0.1:{server.server_port}/events.csv")
+        manifest = prepare(made)
+        server.shutdown()
+    assert histories(made.store_uri, manifest)[0] == {1: ["a", "b"], 2: ["a"]}
 
 
 def test_a_wrong_secret_is_one_error_before_ray_is_needed(s3, events, monkeypatch):
