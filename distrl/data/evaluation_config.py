@@ -18,9 +18,10 @@ class EvaluationConfig(Config):
     dtype: Literal["float64", "float32"] = "float64"
     """Precision of the encoder's pass. float64 keeps ranks the same in any batch; float32 halves
     the time of the pass and moves a near-tie now and then. Scores are exact either way."""
-    batch_size: PositiveInt = 1024
-    """Users ranked at once."""
-    item_chunk: PositiveInt = 2048
+    batch_size: PositiveInt = 4096
+    """Users ranked at once. Histories of like length are encoded together, so more users are less
+    padding."""
+    item_chunk: PositiveInt = 512
     """Items scored at once: batch_size * item_chunk scores of 8 bytes are held."""
     num_workers: NonNegativeInt = 2
     """Ray actors that rank shards side by side; 0 ranks in the calling process, without Ray."""

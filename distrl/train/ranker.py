@@ -29,8 +29,8 @@ Policy = Literal["kept", "masked"]
 
 MODEL, POPULARITY, REPEAT_RECENT = "model", "popularity", "repeat_recent"
 
-ROWS_AT_ONCE = 256
-"""Histories in one pass of the encoder, of about equal length."""
+ITEMS_AT_ONCE = 2048
+"""Items of histories in one pass of the encoder; padding adds at most as many slots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +187,13 @@ class Ranker:
 
     def _states(self, histories: Ragged) -> Float[Tensor, "U D"]:
         """One state a history, encoded in order of length, so that little is padded."""
-        order = np.argsort(np.minimum(histories.lengths, self._task.max_len), kind="stable")
+        lengths = np.minimum(histories.lengths, self._task.max_len)
+        order = np.argsort(lengths, kind="stable")
         parts = [
             self._method.user_states(
                 pad_histories(histories.take(rows), self._task.max_len).to(self._device)
             )
-            for rows in np.split(order, range(ROWS_AT_ONCE, len(order), ROWS_AT_ONCE))
+            for rows in np.split(order, _cuts(lengths[order]))
         ]
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
@@ -205,6 +206,13 @@ class Ranker:
 
     def _tensor(self, values: Int64[np.ndarray, " n"]) -> Int64[Tensor, " n"]:
         return torch.from_numpy(values).to(self._device)
+
+
+def _cuts(lengths: Int64[np.ndarray, " U"]) -> Int64[np.ndarray, " cuts"]:
+    """Where to cut rising lengths: every ITEMS_AT_ONCE items, and wherever lengths have doubled."""
+    full = np.cumsum(lengths) // ITEMS_AT_ONCE
+    doubled = np.ceil(np.log2(lengths))
+    return np.flatnonzero((np.diff(full) > 0) | (np.diff(doubled) > 0)) + 1
 
 
 def encoder_dtype(config: EvaluationConfig) -> torch.dtype:
