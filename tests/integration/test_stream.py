@@ -52,7 +52,9 @@ def cluster():
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     rng = np.random.default_rng(0)
-    sequences = [rng.integers(1, 200, n).tolist() for n in rng.integers(3, 30, 1500)]
+    # An odd number of users with targets: a split into equal halves would lose one of them.
+    lengths = [*rng.integers(4, 30, 1401), *[3] * 40]
+    sequences = [rng.integers(1, 200, n).tolist() for n in lengths]
     folder = tmp_path_factory.mktemp("stream") / "store"
     manifest = make_store(folder, sequences, num_shards=SHARDS, row_group_rows=100)
     return manifest, DataConfig(store_uri=str(folder), batch_size=32)
