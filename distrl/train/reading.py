@@ -25,14 +25,22 @@ def shard_batches(
     """Columns of a shard, `batch_size` users at a time; a row group at most is in memory.
 
     Raises:
-        SchemaError: If the shard is not readable Parquet, or not of the manifest's length.
+        SchemaError: If the shard is not readable Parquet, lacks a column, or is not of the
+            manifest's length.
         StorageError: If it is missing, forbidden or unreachable.
     """
     uri = join(store_uri, shard.path)
     num_rows = 0
     try:
         with open_input(uri) as source:
-            for batch in pq.ParquetFile(source).iter_batches(batch_size, columns=list(columns)):
+            file = pq.ParquetFile(source)
+            for column in columns:
+                if column not in file.schema_arrow.names:
+                    raise SchemaError(
+                        f"shard {uri} has no column {column}; it has "
+                        f"{', '.join(file.schema_arrow.names)}"
+                    )
+            for batch in file.iter_batches(batch_size, columns=list(columns)):
                 num_rows += batch.num_rows
                 yield batch
     except pa.ArrowInvalid as error:
