@@ -1,5 +1,6 @@
 """The stream under Ray Train: workers that die, workers that are fewer, shards that are torn."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import ray.train
@@ -230,12 +232,20 @@ def test_a_finished_plan_serves_nothing(store):
     assert list(part) == []
 
 
-def test_reading_does_not_run_ahead_without_bound(tmp_path):
-    """Files that are not needed for long yet are not read yet: they can vanish unnoticed."""
-    folder = tmp_path / "store"
-    # 40 MB in blocks of about 0.3 MB, of which 4 MB may lie ready.
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """40 MB in blocks of about 0.3 MB, of which 4 MB may lie ready."""
+    folder = tmp_path_factory.mktemp("large") / "store"
     manifest = make_store(folder, [list(range(1, 2501))] * 4000, num_shards=4, row_group_rows=100)
-    config = DataConfig(store_uri=str(folder), batch_size=8, read_ahead_bytes=4 * 2**20)
+    return manifest, DataConfig(store_uri=str(folder), batch_size=8, read_ahead_bytes=4 * 2**20)
+
+
+def test_reading_does_not_run_ahead_without_bound(large, tmp_path):
+    """Files that are not needed for long yet are not read yet: they can vanish unnoticed."""
+    manifest, config = large
+    folder = tmp_path / "store"
+    shutil.copytree(config.store_uri, folder)
+    config = config.model_copy(update={"store_uri": str(folder)})
     (part,) = parts_of((manifest, config))
     next(part)
     time.sleep(5)
@@ -243,3 +253,29 @@ def test_reading_does_not_run_ahead_without_bound(tmp_path):
         (folder / shard.path).unlink()
     with pytest.raises(StorageError, match="does not exist"):
         list(part)
+
+
+def reading_processes():
+    """Processes of this cluster that run a reading task."""
+    session = ray.get_runtime_context().get_session_name()
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "ray::MapBatches" in "".join(process.cmdline()):
+                raylet = process.parent()
+                if raylet and any(session in argument for argument in raylet.cmdline()):
+                    found.append(process)
+    return found
+
+
+def test_a_killed_reading_task_costs_no_sample_and_doubles_none(large):
+    (part,) = parts_of(large)
+    ledger = Ledger(STORE)
+    for number, (_, taken) in enumerate(part):
+        ledger.add(taken.epoch, taken.shard, taken.serial)
+        if number == 20:
+            killed = reading_processes()
+            assert killed, "nothing reads"
+            for process in killed:
+                process.kill()
+    assert ledger.total == large[0].num_trainable_rows
