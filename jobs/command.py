@@ -20,7 +20,7 @@ def arguments(doc: str | None, *, config_optional: bool = False) -> argparse.Arg
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     nargs = "?" if config_optional else None
-    parser.add_argument("config", type=Path, nargs=nargs, help="YAML file")
+    parser.add_argument("config", nargs=nargs, help="YAML file")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="changes to the file's values"
     )
@@ -35,9 +35,10 @@ def resolve(cls: type[C], args: argparse.Namespace) -> C:
         ConfigError: If the file or an override is wrong.
     """
     path, overrides = args.config, list(args.overrides)
-    if path is not None and "=" in str(path):
-        path, overrides = None, [str(path), *overrides]
-    config = load_config(cls, path, overrides)
+    if path is not None and "=" in path:
+        # An override in the file's place; as a Path, s3:// in it would become s3:/.
+        path, overrides = None, [path, *overrides]
+    config = load_config(cls, None if path is None else Path(path), overrides)
     if args.dry_run:
         print(dump_config(config), end="")
         sys.exit(0)

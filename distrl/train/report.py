@@ -108,6 +108,7 @@ def picture(result: EvaluationResult) -> bytes:
             panel.plot([_users(row) for row in chosen], values, marker=marker, label=label)
         panel.set_title(f"{result.split} split, seen items {policy}")
         panel.set_xlabel("length of the user's sequence (users)")
+        panel.tick_params(axis="x", labelsize=8)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel(f"NDCG@{cutoff}")
     panels[0].set_ylim(bottom=0)

@@ -4,6 +4,7 @@ import json
 import sys
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,7 @@ from distrl.train.report import as_csv, as_json, length_table, main_table, pictu
 from distrl.train.validate import validate
 from jobs.command import run
 from jobs.evaluate import main
+from tests.integration.s3_server import start_s3
 from tests.integration.servers import run_job
 from tests.store_factory import make_store
 
@@ -429,3 +431,50 @@ def test_beauty_has_no_repeats_and_its_popularity_is_the_published_one(tmp_path,
     # PopRec in S3-Rec's Table 2, which counts over the same file; ties make the last digit.
     assert popularity["hr_at_10"] == pytest.approx(0.0114, abs=3e-4)
     assert popularity["ndcg_at_10"] == pytest.approx(0.0053, abs=3e-4)
+
+
+def test_everything_may_lie_on_s3(tmp_path, stores, checkpoint, method, monkeypatch, capsys):
+    with start_s3(tmp_path / "s3") as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        bucket = server.create_bucket("evaluate")
+        upload(Path(stores[5]), server, "store")
+        moved = tmp_path / "checkpoint"
+        moved.mkdir()
+        run_settings = json.loads((checkpoint / "run.json").read_text())
+        run_settings["data"]["store_uri"] = f"{bucket}/store"
+        (moved / "run.json").write_text(json.dumps(run_settings))
+        (moved / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes())
+        upload(moved, server, "run/checkpoint")
+        arguments = [f"output_uri={bucket}/figures", "evaluation.num_workers=0", "top_k=3"]
+
+        def job(*more):
+            monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments, *more])
+            with pytest.raises(SystemExit) as ended:
+                run(main)
+            return ended.value.code, capsys.readouterr()
+
+        best = f"top_k_uri={bucket}/best"
+        code, said = job(f"checkpoint_uri={bucket}/run/checkpoint", best)
+        assert code == 0, said.err
+        expected = evaluate_local(
+            method, MAX_LEN, stores[1], "test", EvaluationConfig(num_workers=0)
+        )
+        assert main_table(expected) in said.out
+        listed = server.client().list_objects_v2(Bucket="evaluate")["Contents"]
+        keys = {entry["Key"] for entry in listed}
+        assert {f"figures/evaluation-test.{end}" for end in ("json", "csv", "png")} <= keys
+        assert {f"best/part-{number:05d}.parquet" for number in range(5)} <= keys
+
+        code, said = job(f"checkpoint_uri={bucket}/run/checkpoint", best)
+        assert (code, said.err.count("is not empty")) == (2, 1)
+        code, said = job(f"checkpoint_uri={bucket}/nowhere")
+        assert (code, said.err.count("nowhere is no checkpoint: it holds no run.json")) == (2, 1)
+
+
+def upload(folder, server, prefix):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            server.client().upload_file(
+                str(path), "evaluate", f"{prefix}/{path.relative_to(folder)}"
+            )
