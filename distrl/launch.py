@@ -104,9 +104,9 @@ def _needs(run: RunConfig) -> dict[str, dict[str, float]]:
         f"{count} training workers": _times(_worker_resources(run), count),
         "reading": {"CPU": run.data.read_cpus * run.data.read_tasks},
     }
-    if ranking.num_workers:
-        each = {"CPU": ranking.cpus_per_worker, "GPU": ranking.gpus_per_worker}
-        needs[f"{ranking.num_workers} ranking workers"] = _times(each, ranking.num_workers)
+    rankers = max(ranking.num_workers, 1)
+    each = {"CPU": ranking.cpus_per_worker, "GPU": ranking.gpus_per_worker}
+    needs[f"{rankers} ranking workers"] = _times(each, rankers)
     return needs
 
 
@@ -192,7 +192,8 @@ def _train(
         validation_config=ValidationConfig(
             fn=validate,  # pyright: ignore[reportArgumentType]  # Ray types it as taking anything
             task_config=_validation_task(run, monitor),
-            ray_remote_kwargs={"num_cpus": 0},
+            # The task ranks by itself where no ranking workers are asked for.
+            ray_remote_kwargs=_validation_resources(run),
         ),
         run_config=RayRunConfig(
             name=run.name,
@@ -220,6 +221,13 @@ def _train(
     if best is None:
         raise CheckpointError(f"run {run.name} has no validated checkpoint in {folder.uri}")
     return best, ray.get(monitor.speed.remote())
+
+
+def _validation_resources(run: RunConfig) -> dict[str, float]:
+    ranking = run.evaluation
+    if ranking.num_workers:
+        return {"num_cpus": 0}
+    return {"num_cpus": ranking.cpus_per_worker, "num_gpus": ranking.gpus_per_worker}
 
 
 def _validation_task(run: RunConfig, monitor: Any) -> ray.train.ValidationTaskConfig:  # noqa: ANN401

@@ -49,6 +49,7 @@ def folder(tmp_path_factory):
 def settings(folder: Path, name: str, seed: int = 0) -> dict:
     run = small_run(name, str(folder / "store"), str(folder / "runs"), "")
     run["tracking"] = {}
+    run["evaluation"] = {"num_workers": 0, "cpus_per_worker": 0.5}
     run["seed"] = seed
     run["training"] |= {"epochs": EPOCHS, "checkpoint_every_steps": 15, "patience": None}
     return run
