@@ -3,15 +3,12 @@
 import contextlib
 import json
 import os
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.data
 import ray.train
-from ray.exceptions import RayError
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -28,7 +25,7 @@ from distrl.config import RunConfig
 from distrl.data.plan import Ledger
 from distrl.data.store import check_sizes, manifest_hash, read_manifest
 from distrl.data.stream import StreamSplit, training_dataset
-from distrl.errors import CheckpointError, DistrlError, DivergedError, TrackingError
+from distrl.errors import CheckpointError, DivergedError, TrackingError
 from distrl.folder import RunFolder
 from distrl.outcome import Outcome, conclude
 from distrl.schema import Manifest
@@ -39,8 +36,7 @@ from distrl.tracking.runs import finish_run
 from distrl.train.monitor import SELECT_BY, Monitor
 from distrl.train.validate import validate
 from distrl.train.worker import LEDGER_FILE, WorkerTask, train_worker
-
-Say = Callable[[str], None]
+from distrl.watch import Say, TellFailures, Watch, cause
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Where Ray Train keeps which checkpoint it will hand to the workers."""
@@ -199,7 +195,7 @@ def _train(
             name=run.name,
             storage_path=run.storage_uri,
             failure_config=FailureConfig(max_failures=run.workers.max_failures),
-            callbacks=[_TellFailures(monitor)],
+            callbacks=[TellFailures(monitor)],
             checkpoint_config=CheckpointConfig(
                 num_to_keep=run.training.keep_checkpoints,
                 checkpoint_score_attribute=SELECT_BY,
@@ -207,11 +203,11 @@ def _train(
             ),
         ),
     )
-    with _Watch(monitor, run, say):
+    with Watch(monitor, run.training, say):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise _cause(error) from error
+            raise cause(error) from error
         finally:
             _deliver(monitor, folder, say)
     diverged = (result.return_value or {}).get("diverged")
@@ -235,20 +231,6 @@ def _validation_task(run: RunConfig, monitor: Any) -> ray.train.ValidationTaskCo
     return ray.train.ValidationTaskConfig(fn_kwargs=settings)
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The user's mistake inside what Ray raised, or what Ray raised."""
-    pending: list[BaseException | None] = [error]
-    while pending:
-        inner = pending.pop()
-        if inner is None:
-            continue
-        if isinstance(inner, DistrlError):
-            return inner
-        pending += [inner.__cause__, getattr(inner, "cause", None)]
-        pending += list(getattr(inner, "worker_failures", {}).values())
-    return error
-
-
 def _deliver(monitor: Any, folder: RunFolder, say: Say) -> None:  # noqa: ANN401
     """What MLflow could not take goes into a file beside the run, and the user is told."""
     undelivered = ray.get(monitor.close.remote(30.0))
@@ -258,67 +240,3 @@ def _deliver(monitor: Any, folder: RunFolder, say: Say) -> None:  # noqa: ANN401
             f"warning: MLflow did not take {len(undelivered)} points of the curves; "
             f"they are in {folder.at('undelivered-metrics.json')}"
         )
-
-
-class _TellFailures(ray.train.UserCallback):
-    """Tells the user why the workers are started again; Ray itself only logs it."""
-
-    def __init__(self, monitor: Any) -> None:  # noqa: ANN401
-        self._monitor = monitor
-
-    def after_exception(
-        self,
-        run_context: Any,  # noqa: ANN401
-        worker_exceptions: dict[int, Exception],
-    ) -> None:
-        """One line for each worker that failed."""
-        for rank, error in worker_exceptions.items():
-            last = str(_cause(error)).strip().splitlines() or [type(error).__name__]
-            self._monitor.tell.remote(
-                f"warning: worker {rank} failed: {last[-1]}; all workers go on from the last "
-                "checkpoint"
-            )
-
-
-class _Watch:
-    """Prints a run's progress and messages from the driver while Ray Train holds its thread."""
-
-    def __init__(self, monitor: Any, run: RunConfig, say: Say) -> None:  # noqa: ANN401
-        self._monitor, self._run, self._say = monitor, run, say
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._last = -1.0
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *error: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self._tell()
-
-    def _watch(self) -> None:
-        while not self._done.wait(self._run.training.progress_every_s):
-            self._tell()
-
-    def _tell(self) -> None:
-        try:
-            progress, messages = ray.get(self._monitor.news.remote(), timeout=10)
-        except RayError:
-            return
-        for message in messages:
-            self._say(message)
-        if progress and progress["step"] != self._last:
-            self._last = progress["step"]
-            self._say(progress_line(progress, self._run.training.epochs))
-
-
-def progress_line(progress: dict[str, float], epochs: int) -> str:
-    """How far, how fast, the loss, the share of time waited for data, and how long yet."""
-    minutes, seconds = divmod(round(progress["eta_s"]), 60)
-    return (
-        f"epoch {progress['epoch']:.2f}/{epochs}  step {progress['step']:.0f}  "
-        f"loss {progress.get('loss', float('nan')):.4f}  {progress['rows_per_s']:,.0f} rows/s  "
-        f"{progress['targets_per_s']:,.0f} targets/s  "
-        f"waiting for data {100 * progress['wait_share']:.1f}%  ETA {minutes}m{seconds:02d}s"
-    )

@@ -1,0 +1,92 @@
+"""A run seen from its driver: progress and failures as lines for the user."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import RayError
+
+from distrl.config import TrainingConfig
+from distrl.errors import DistrlError
+
+Say = Callable[[str], None]
+
+
+def cause(error: BaseException) -> BaseException:
+    """The user's mistake inside what Ray raised, or what Ray raised."""
+    pending: list[BaseException | None] = [error]
+    while pending:
+        inner = pending.pop()
+        if inner is None:
+            continue
+        if isinstance(inner, DistrlError):
+            return inner
+        pending += [inner.__cause__, getattr(inner, "cause", None)]
+        pending += list(getattr(inner, "worker_failures", {}).values())
+    return error
+
+
+class TellFailures(ray.train.UserCallback):
+    """Tells the user why the workers are started again; Ray itself only logs it."""
+
+    def __init__(self, monitor: Any) -> None:  # noqa: ANN401
+        self._monitor = monitor
+
+    def after_exception(
+        self,
+        run_context: Any,  # noqa: ANN401
+        worker_exceptions: dict[int, Exception],
+    ) -> None:
+        """One line for each worker that failed."""
+        for rank, error in worker_exceptions.items():
+            last = str(cause(error)).strip().splitlines() or [type(error).__name__]
+            self._monitor.tell.remote(
+                f"warning: worker {rank} failed: {last[-1]}; all workers go on from the last "
+                "checkpoint"
+            )
+
+
+class Watch:
+    """Prints a run's progress and messages from the driver while Ray Train holds its thread."""
+
+    def __init__(self, monitor: Any, training: TrainingConfig, say: Say) -> None:  # noqa: ANN401
+        self._monitor, self._training, self._say = monitor, training, say
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._last = -1.0
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._tell()
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._training.progress_every_s):
+            self._tell()
+
+    def _tell(self) -> None:
+        try:
+            progress, messages = ray.get(self._monitor.news.remote(), timeout=10)
+        except RayError:
+            return
+        for message in messages:
+            self._say(message)
+        if progress and progress["step"] != self._last:
+            self._last = progress["step"]
+            self._say(progress_line(progress, self._training.epochs))
+
+
+def progress_line(progress: dict[str, float], epochs: int) -> str:
+    """How far, how fast, the loss, the share of time waited for data, and how long yet."""
+    minutes, seconds = divmod(round(progress["eta_s"]), 60)
+    return (
+        f"epoch {progress['epoch']:.2f}/{epochs}  step {progress['step']:.0f}  "
+        f"loss {progress.get('loss', float('nan')):.4f}  {progress['rows_per_s']:,.0f} rows/s  "
+        f"{progress['targets_per_s']:,.0f} targets/s  "
+        f"waiting for data {100 * progress['wait_share']:.1f}%  ETA {minutes}m{seconds:02d}s"
+    )
