@@ -28,14 +28,14 @@ def place(tmp_path_factory):
         write_events(log, users=600, items=50)
         s3.client().upload_file(str(log), "road", "raw/events.csv")
         with (
-            mlflow_server(folder / "mlflow", s3.environment, f"{bucket}/mlflow") as tracking_uri,
-            ray_cluster(s3.environment) as address,
+            mlflow_server(folder / "mlflow", s3.environment(), f"{bucket}/mlflow") as tracking_uri,
+            ray_cluster(s3.environment()) as address,
         ):
             yield {
                 "s3": s3,
                 "bucket": bucket,
                 "tracking_uri": tracking_uri,
-                "environment": {**s3.environment, "RAY_ADDRESS": address},
+                "environment": {**s3.environment(), "RAY_ADDRESS": address},
             }
 
 
