@@ -22,7 +22,7 @@ from distrl.errors import SchemaError
 from distrl.ops.metrics import RankCounts
 from distrl.schema import Manifest, Split
 from distrl.train.baselines import count_training_items, popularity_ranks
-from distrl.train.fleet import count_on_ray, rank_on_ray, ranking_actors, top_k_on_ray
+from distrl.train.fleet import count_on_ray, ranking_fleet
 from distrl.train.progress import Progress
 from distrl.train.ranker import MODEL, Ranker, RankingTask, Tally
 from distrl.train.top_k import write_top_k
@@ -115,9 +115,8 @@ def evaluate_model(
     if baselines:
         popularity = popularity_ranks(count_on_ray(store_uri, manifest, config))
     task = RankingTask(max_len, store_uri, split, config, popularity, item_map)
-    with ranking_actors(method, task, len(manifest.sequences)) as actors:
-        tallies = rank_on_ray(actors, manifest.sequences, progress.add)
-        return _result(tallies, split, config, progress)
+    with ranking_fleet(method, task, len(manifest.sequences)) as fleet:
+        return _result(fleet.rank(manifest.sequences, progress.add), split, config, progress)
 
 
 def evaluate_local(
@@ -181,8 +180,8 @@ def write_best_items(
             write_top_k(top, item_ids, target_uri, shard)
             for top, shard in zip(tops, shards, strict=True)
         )
-    with ranking_actors(method, task, len(shards)) as actors:
-        return top_k_on_ray(actors, shards, k, item_ids, target_uri, mask_seen=mask_seen)
+    with ranking_fleet(method, task, len(shards)) as fleet:
+        return fleet.write_top_k(shards, k, item_ids, target_uri, mask_seen=mask_seen)
 
 
 def _check_catalog(

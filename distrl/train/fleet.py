@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,28 +69,93 @@ class Weights:
 
 
 class RankingActor:
-    """Holds the model and ranks one shard after another."""
+    """Fetches the model with its first shard, and ranks one shard after another.
 
-    def __init__(self, weights: Weights, task: RankingTask) -> None:
-        torch.set_num_threads(max(1, int(task.config.cpus_per_worker)))
-        self._weights, self._task = weights, task
+    The references to `Weights` and the `RankingTask` come with every call, in a list so that Ray
+    passes them on: an actor that starts again is empty, and what the constructor raises would
+    reach the driver as a dead actor.
+    """
 
-    @cached_property
-    def _ranker(self) -> Ranker:
-        """Made by the first shard: what a constructor raises reaches the driver as a dead actor."""
-        return Ranker(self._weights.method(), self._task)
+    def __init__(self) -> None:
+        self._ranker: Ranker | None = None
 
-    def rank(self, shard: Shard) -> tuple[Tally, int]:
+    def rank(self, shared: list[ray.ObjectRef], shard: Shard) -> tuple[Tally, int]:
         """Counts of one shard, and its users."""
-        return self._ranker.rank(shard), shard.rows
+        return self._ready(shared).rank(shard), shard.rows
 
     def write_top_k(
-        self, shard: Shard, k: int, item_ids: pa.Array, target_uri: str, *, mask_seen: bool
+        self,
+        shared: list[ray.ObjectRef],
+        k: int,
+        item_ids: pa.Array,
+        target_uri: str,
+        mask_seen: bool,
+        shard: Shard,
     ) -> int:
         """Writes the k best items of each user of a shard, and returns how many users those are."""
-        return write_top_k(
-            self._ranker.top(shard, k, mask_seen=mask_seen), item_ids, target_uri, shard
-        )
+        best = self._ready(shared).top(shard, k, mask_seen=mask_seen)
+        return write_top_k(best, item_ids, target_uri, shard)
+
+    def _ready(self, shared: list[ray.ObjectRef]) -> Ranker:
+        if self._ranker is None:
+            weights, task = ray.get(shared)
+            torch.set_num_threads(max(1, int(task.config.cpus_per_worker)))
+            self._ranker = Ranker(weights.method(), task)
+        return self._ranker
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Actors, and the references that each call takes along."""
+
+    actors: list[Any]
+    shared: list[ray.ObjectRef]
+
+    def rank(self, shards: Sequence[Shard], on_shard: Callable[[int], None]) -> Iterator[Tally]:
+        """Counts of each shard, in the order in which actors are done with them."""
+        starts = [partial(actor.rank.remote, self.shared) for actor in self.actors]
+        for tally, num_users in each_shard(starts, shards):
+            on_shard(num_users)
+            yield tally
+
+    def write_top_k(
+        self,
+        shards: Sequence[Shard],
+        k: int,
+        item_ids: pa.Array,
+        target_uri: str,
+        *,
+        mask_seen: bool,
+    ) -> int:
+        """Lets the actors write the best items of all users; returns how many users it were."""
+        ids = ray.put(item_ids)
+        starts = [
+            partial(actor.write_top_k.remote, self.shared, k, ids, target_uri, mask_seen)
+            for actor in self.actors
+        ]
+        return sum(each_shard(starts, shards))
+
+
+@contextmanager
+def ranking_fleet(method: Method, task: RankingTask, num_shards: int) -> Iterator[Fleet]:
+    """Actors that share the model, as many as are configured and have a shard to rank.
+
+    A lost one starts again where there is room, and repeats its shard. All end with the block.
+    """
+    config = task.config
+    actor_class: Any = ray.remote(
+        num_cpus=config.cpus_per_worker,
+        num_gpus=config.gpus_per_worker,
+        max_restarts=-1,
+        max_task_retries=-1,
+    )(RankingActor)
+    shared = [ray.put(Weights.of(method, encoder_dtype(config))), ray.put(task)]
+    actors = [actor_class.remote() for _ in range(min(config.num_workers, num_shards))]
+    try:
+        yield Fleet(actors, shared)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
 
 
 def count_on_ray(
@@ -107,67 +172,6 @@ def count_on_ray(
     for counts in each_shard([start] * width, manifest.sequences):
         total += counts
     return total
-
-
-def rank_on_ray(
-    actors: Sequence[Any], shards: Sequence[Shard], on_shard: Callable[[int], None]
-) -> Iterator[Tally]:
-    """Counts of each shard, in the order in which actors are done with them."""
-    for tally, num_users in each_shard([actor.rank.remote for actor in actors], shards):
-        on_shard(num_users)
-        yield tally
-
-
-def top_k_on_ray(
-    actors: Sequence[Any],
-    shards: Sequence[Shard],
-    k: int,
-    item_ids: pa.Array,
-    target_uri: str,
-    *,
-    mask_seen: bool,
-) -> int:
-    """Lets each actor write the best items of shard after shard; returns how many users it were."""
-    ids = ray.put(item_ids)
-    starts = [
-        partial(_start_top_k, actor, k=k, ids=ids, target_uri=target_uri, mask_seen=mask_seen)
-        for actor in actors
-    ]
-    return sum(each_shard(starts, shards))
-
-
-def _start_top_k(
-    actor: Any,  # noqa: ANN401
-    shard: Shard,
-    *,
-    k: int,
-    ids: ray.ObjectRef,
-    target_uri: str,
-    mask_seen: bool,
-) -> ray.ObjectRef:
-    return actor.write_top_k.remote(shard, k, ids, target_uri, mask_seen=mask_seen)
-
-
-@contextmanager
-def ranking_actors(method: Method, task: RankingTask, num_shards: int) -> Iterator[list[Any]]:
-    """Actors that hold the model, as many as are configured and have a shard to rank.
-
-    A lost one starts again where there is room, and repeats its shard. All end with the block.
-    """
-    config = task.config
-    shared = [ray.put(Weights.of(method, encoder_dtype(config))), ray.put(task)]
-    actor_class: Any = ray.remote(
-        num_cpus=config.cpus_per_worker,
-        num_gpus=config.gpus_per_worker,
-        max_restarts=-1,
-        max_task_retries=-1,
-    )(RankingActor)
-    actors = [actor_class.remote(*shared) for _ in range(min(config.num_workers, num_shards))]
-    try:
-        yield actors
-    finally:
-        for actor in actors:
-            ray.kill(actor)
 
 
 def each_shard(

@@ -28,7 +28,7 @@ from distrl.schema import MANIFEST_NAME
 from distrl.serving.artifact import Artifact
 from distrl.serving.recommender import Recommender
 from distrl.train.evaluate import evaluate_local, evaluate_model, write_best_items
-from distrl.train.fleet import rank_on_ray, ranking_actors
+from distrl.train.fleet import ranking_fleet
 from distrl.train.ranker import RankingTask
 from distrl.train.report import as_csv, as_json, length_table, main_table, picture
 from distrl.train.validate import validate
@@ -126,10 +126,10 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_counted_twice(
     config = ALL_RANKS.model_copy(update={"num_workers": 2})
     task = RankingTask(MAX_LEN, stores[5], "test", config, popularity=None, item_map=None)
     shards = read_manifest(stores[5]).sequences
-    with ranking_actors(method, task, len(shards)) as actors:
-        tallies = rank_on_ray(actors, shards, lambda users: None)
+    with ranking_fleet(method, task, len(shards)) as fleet:
+        tallies = fleet.rank(shards, lambda users: None)
         total = next(tallies)
-        ray.kill(actors[0], no_restart=False)
+        ray.kill(fleet.actors[0], no_restart=False)
         for tally in tallies:
             total += tally
     expected = reference.ranks["model/kept"].counts
