@@ -12,8 +12,8 @@ from distrl.tracking.run_log import RunLog
 
 START_FILE = "run.json"
 RESULT_FILE = "result.json"
-CHANGEABLE = ("workers", "evaluation", "tracking", "training")
-"""Sections that may differ when a run is resumed: they decide how, not what, is trained."""
+CHANGEABLE = ("commit", "workers", "evaluation", "tracking", "training")
+"""What may differ when a run is resumed: it decides how, not what, is trained."""
 
 
 class RunFolder:

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 import ray.data
 import ray.train
+import torch
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -22,11 +23,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distrl.cluster import check_capacity, connect
 from distrl.config import RunConfig
+from distrl.contract import Catalog
 from distrl.data.plan import Ledger
 from distrl.data.store import check_sizes, manifest_hash, read_manifest
 from distrl.data.stream import StreamSplit, training_dataset
 from distrl.errors import CheckpointError, DivergedError, TrackingError
 from distrl.folder import RunFolder
+from distrl.methods import build
 from distrl.outcome import Outcome, conclude
 from distrl.schema import Manifest
 from distrl.storage import absolute, check_writable, join, read_bytes
@@ -65,6 +68,7 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
     )
     manifest = read_manifest(run.data.store_uri)
     check_sizes(run.data.store_uri, manifest)
+    _check_method(run, manifest)
     check_writable(run.storage_uri)
     folder = RunFolder(join(run.storage_uri, run.name))
     folder.check_name(resume=resume)
@@ -91,6 +95,13 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
     finish_run(tracking_uri, run_id, "FINISHED")
     folder.write("result.json", outcome.model_dump_json(indent=1))
     return outcome
+
+
+def _check_method(run: RunConfig, manifest: Manifest) -> None:
+    """Builds the method without memory, so that what it refuses is refused before Ray starts."""
+    with torch.device("meta"):
+        method = build(run.method, Catalog(manifest.num_items, run.data.max_len))
+    run.engine.check_parts(method.parts)
 
 
 def _needs(run: RunConfig) -> dict[str, dict[str, float]]:
