@@ -112,7 +112,7 @@ class MCLRec(Method):
         return Losses(terms)
 
     def _augmenter_losses(self, batch: Batch) -> Losses:
-        """Eq. 15. The encoder rests, so its states carry no gradient; the clean pass is not needed."""
+        """Eq. 15. The encoder rests: its states carry no gradient, and no clean pass is needed."""
         if batch.views is None or not batch.num_pairs:
             return Losses({"model_contrast": Term(1.0, self._zero_through_augmenters(), "pair")})
         with torch.no_grad():

@@ -21,9 +21,7 @@ class MLPAugmenter(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [hidden_size, *bottleneck, hidden_size]
-        self.layers = nn.ModuleList(
-            nn.Linear(before, after) for before, after in pairwise(sizes)
-        )
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
         self.normalize = normalize
 
     def forward(self, states: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:

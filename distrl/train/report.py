@@ -53,7 +53,7 @@ def length_table(result: EvaluationResult) -> str:
     names = [f"{metric}_at_{k}" for metric in ("hr", "ndcg") for k in result.cutoffs]
     lines = [["", "length", "users", *map(_label, names)]]
     for row in rows(result):
-        if row["ranker"] == MODEL and row["length"] != ALL:
+        if row["ranker"] == MODEL and row["length"] != ALL and row["num_users"]:
             figures = [f"{row[name]:.4f}" for name in names]
             place = [f"seen {row['policy']}", row["length"], f"{row['num_users']:,}"]
             lines.append([*place, *figures])
@@ -100,7 +100,9 @@ def picture(result: EvaluationResult) -> bytes:
             chosen = [
                 row
                 for row in rows(result)
-                if (row["policy"], row["ranker"]) == (policy, ranker) and row["length"] != ALL
+                if (row["policy"], row["ranker"]) == (policy, ranker)
+                and row["length"] != ALL
+                and row["num_users"]
             ]
             values = [row[f"ndcg_at_{cutoff}"] for row in chosen]
             # One line is drawn over another where all values are zero; each keeps its marker.
