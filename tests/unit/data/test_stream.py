@@ -68,11 +68,12 @@ def test_batches_are_full_but_for_the_last(store):
 
 @pytest.mark.parametrize("mode", ["all_positions", "prefix"])
 def test_what_a_restart_serves_is_what_was_left_with_the_same_views(store, mode):
-    whole = consume(stream(store, samples=mode), Ledger(STORE))
+    whole = consume(stream(store, samples=mode, epochs=1), Ledger(STORE))
     ledger = Ledger(STORE)
-    first = consume(stream(store, samples=mode), ledger, at_most=6)
+    first = consume(stream(store, samples=mode, epochs=1), ledger, at_most=4)
     back = Ledger.from_json(ledger.to_json(), STORE)
-    second = consume(stream(store, ledger=back, samples=mode, batch_size=50), ledger)
+    rest = stream(store, ledger=back, samples=mode, epochs=1, batch_size=50)
+    second = consume(rest, ledger)
     assert not set(first) & set(second)
     assert first | second == whole
 
