@@ -27,7 +27,7 @@ from distrl.contract import Catalog
 from distrl.data.plan import Ledger
 from distrl.data.store import check_sizes, manifest_hash, read_manifest
 from distrl.data.stream import StreamSplit, training_dataset
-from distrl.errors import CheckpointError, DivergedError, TrackingError
+from distrl.errors import CheckpointError, TrackingError
 from distrl.folder import RunFolder
 from distrl.methods import build
 from distrl.outcome import Outcome, conclude
@@ -221,9 +221,9 @@ def _train(
             raise cause(error) from error
         finally:
             _deliver(monitor, folder, say)
-    diverged = (result.return_value or {}).get("diverged")
-    if diverged:
-        raise DivergedError(diverged)
+    error = (result.return_value or {}).get("error")
+    if error is not None:
+        raise error
     best = result.get_best_checkpoint(SELECT_BY, "max")
     if best is None:
         raise CheckpointError(f"run {run.name} has no validated checkpoint in {folder.uri}")

@@ -12,6 +12,7 @@ from distrl.contract import Batch, Method, Unit
 from distrl.data.stream import Consumed
 from distrl.engine.collectives import gather_objects, rank, sum_over_ranks, world_size
 from distrl.engine.zero import Engines
+from distrl.errors import DistrlError
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +105,16 @@ def steps(
 
     Raises:
         DivergedError: On all ranks, if any rank's loss is not finite.
+        DistrlError: On all ranks, what any rank's stream raised.
     """
     step, consumed_before = first_step, already_consumed
     while True:
-        batch, consumed = next(batches, (empty, None))
+        (batch, consumed), error = _next(batches, empty)
         taken = 0 if consumed is None else len(consumed.serial)
-        counts = [taken, batch.num_targets, batch.num_pairs, float(asks_to_stop.wished)]
-        samples, targets, pairs, wishes = sum_over_ranks(counts)
+        counts = [taken, batch.num_targets, batch.num_pairs, asks_to_stop.wished, bool(error)]
+        samples, targets, pairs, wishes, errors = sum_over_ranks(counts)
+        if errors:
+            raise next(found for found in gather_objects(error) if found is not None)
         if samples == 0:
             return
         shares: dict[Unit, float] = {
@@ -123,3 +127,13 @@ def steps(
             curves.add(phase.name, terms, batch, engines.units)
         step, consumed_before = step + 1, consumed_before + int(samples)
         yield Step(step, int(samples), int(targets), consumed, wishes > 0)
+
+
+def _next(
+    batches: Iterator[tuple[Batch, Consumed]], empty: Batch
+) -> tuple[tuple[Batch, Consumed | None], DistrlError | None]:
+    """The next batch, the empty one where there is none, and what went wrong on the way to it."""
+    try:
+        return next(batches, (empty, None)), None
+    except DistrlError as error:
+        return (empty, None), error

@@ -22,7 +22,7 @@ from distrl.data.stream import batches
 from distrl.engine import checkpoint
 from distrl.engine.collectives import ensure_process_group, gather_objects, rank, world_size
 from distrl.engine.zero import Engines
-from distrl.errors import DivergedError
+from distrl.errors import DistrlError
 from distrl.methods import build
 from distrl.schema import Manifest
 from distrl.train.loop import Curves, Step, StopSignal, steps
@@ -56,15 +56,15 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any]:
         task: {"task": WorkerTask}; Ray Train wants a dictionary.
 
     Returns:
-        {"steps": int, "diverged": message or None}. A loss that is not finite is an answer and
-        not an exception, because Ray would start the workers again to see it once more.
+        {"steps": int, "error": DistrlError or None}. A loss that is not finite, or a torn shard, is
+        an answer and not an exception: Ray would start the workers again to see it once more.
     """
     worker = _Worker(task["task"])
     try:
         worker.train()
-    except DivergedError as error:
-        return {"steps": worker.step, "diverged": str(error)}
-    return {"steps": worker.step, "diverged": None}
+    except DistrlError as error:
+        return {"steps": worker.step, "error": error}
+    return {"steps": worker.step, "error": None}
 
 
 class _Worker:

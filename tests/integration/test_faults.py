@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -174,6 +175,23 @@ def test_a_killed_driver_goes_on_with_resume_and_another_number_of_workers(folde
     assert_every_row_once(folder, "killed-driver")
     ((_, status),) = runs_named(folder, "killed-driver")
     assert status == "FINISHED"
+
+
+def test_a_shard_that_changed_in_place_ends_the_run_in_one_line(folder):
+    run = settings(folder, "torn")
+    run["data"]["store_uri"] = str(folder / "torn-store")
+    shutil.copytree(folder / "store", folder / "torn-store")
+    shard = folder / "torn-store" / "sequences" / "part-00002.parquet"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    shard.write_bytes(content)
+    done = run_job("jobs/train_mclrec.py", write_config(run))
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "part-00002.parquet" in line
+    assert "sha256" in line
+    assert "Traceback" not in done.stderr
+    assert not (folder / "runs" / "torn" / "result.json").exists()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_phase_step_and_terms(folder):

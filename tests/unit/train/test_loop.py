@@ -11,7 +11,7 @@ from distrl.data.stream import local_batches
 from distrl.engine.collectives import ensure_process_group
 from distrl.engine.config import EngineConfig
 from distrl.engine.zero import Engines
-from distrl.errors import DivergedError
+from distrl.errors import DivergedError, SchemaError
 from distrl.methods import build, parse_method
 from distrl.train.loop import Curves, StopSignal, step_seed, steps
 from tests.store_factory import make_store
@@ -92,6 +92,16 @@ def test_a_wish_to_stop_ends_training_after_the_step(store):
 def test_a_loss_that_is_not_finite_raises_and_names_phase_and_step(store):
     with pytest.raises(DivergedError, match=r"phase \w+, step \d+.*model_contrast=nan"):
         run(store, lr=1e30)
+
+
+def test_what_the_stream_raises_is_raised_by_the_loop(store, tmp_path):
+    manifest, config = store
+    shard = tmp_path / "store" / manifest.sequences[1].path
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    shard.write_bytes(content)
+    with pytest.raises(SchemaError, match=r"part-00001\.parquet"):
+        run((manifest, config))
 
 
 def test_dropout_of_a_step_depends_on_run_step_and_worker_alone():
