@@ -73,6 +73,11 @@ def conclude(
             f"{speed['epoch_s']:.1f} s an epoch, {speed['targets_per_s']:,.0f} targets/s, "
             f"{100 * speed['wait_share']:.1f}% of the time waiting for data"
         )
+    if speed.get("wait_share", 0.0) > run.data.wait_warning_share:
+        say(
+            f"warning: that is over data.wait_warning_share={run.data.wait_warning_share:g}; raise "
+            "data.read_tasks or data.prefetch_batches, or give reading more CPUs"
+        )
     say(f"best checkpoint: epoch {progress['epoch']:.2f}, step {progress['step']}")
     say(report.main_table(result))
     say("")
