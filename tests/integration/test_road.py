@@ -109,6 +109,25 @@ def test_a_wrong_secret_is_one_clear_error_before_any_worker_starts(place):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("workers.num_workers=64", "data.batch_size=128"), "the cluster has 8 CPU"),
+        (("workers.use_gpu=true",), "the cluster has 0 GPU"),
+    ],
+)
+def test_a_cluster_that_can_never_hold_the_workers_is_told(place, overrides, said):
+    settings = write_config(run_settings(place, "too-large"))
+    environment = place["environment"]
+    done = run_job(
+        "jobs/train_mclrec.py", settings, *overrides, environment=environment, timeout_s=90
+    )
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "workers.num_workers" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_used_name_is_refused_and_nothing_of_the_run_changes(place):
     settings = write_config(run_settings(place, "first"))
     done = run_job("jobs/train_mclrec.py", settings, environment=place["environment"], timeout_s=60)
