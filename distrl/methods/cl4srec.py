@@ -56,7 +56,9 @@ class CL4SRec(Method):
         """Next item, and the contrast of the two views where the batch has negatives."""
         contrasted = batch.views if batch.views is not None and batch.num_pairs else ()
         states, last = target_states(self.encoder, batch, contrasted)
-        terms = {"next_item": Term(1.0, next_item(self.encoder, states, batch), "target")}
+        terms = {
+            "next_item": Term(1.0, next_item(self.encoder, states, batch, self.config), "target")
+        }
         if last:
             h1, h2 = last
             if self.config.similarity == "cosine":

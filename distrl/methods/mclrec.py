@@ -103,7 +103,9 @@ class MCLRec(Method):
             return self._augmenter_losses(batch)
         contrasted = batch.views if batch.views is not None and batch.num_pairs else ()
         states, last = target_states(self.encoder, batch, contrasted)
-        terms = {"next_item": Term(1.0, next_item(self.encoder, states, batch), "target")}
+        terms = {
+            "next_item": Term(1.0, next_item(self.encoder, states, batch, self.config), "target")
+        }
         if last:
             h1, h2 = last
             weight = self.config.model_weight

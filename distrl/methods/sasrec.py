@@ -48,7 +48,9 @@ class SASRec(Method):
     def forward(self, batch: Batch, phase: Phase) -> Losses:
         """The next-item loss at every target."""
         states, _ = target_states(self.encoder, batch)
-        return Losses({"next_item": Term(1.0, next_item(self.encoder, states, batch), "target")})
+        return Losses(
+            {"next_item": Term(1.0, next_item(self.encoder, states, batch, self.config), "target")}
+        )
 
     def user_states(self, histories: Packed) -> Float[Tensor, "S D"]:
         """The state of each history's newest item."""

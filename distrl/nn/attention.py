@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from distrl.contract import Packed
+from distrl.nn.dropout import drop
 from distrl.schema import PAD_ID
 
 
@@ -36,5 +37,14 @@ def attend(
     *,
     dropout: float,
 ) -> Float[Tensor, "R H L E"]:
-    """Scaled dot-product attention; `dropout` falls on the attention probabilities."""
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
+    """Scaled dot-product attention; `dropout` falls on the attention probabilities.
+
+    On a CPU, torch's own function has no fused kernel once there is dropout, and draws it slowly.
+    """
+    if dropout == 0.0 or query.device.type != "cpu":
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible, dropout_p=dropout
+        )
+    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
+    share = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
+    return drop(share, dropout, training=True) @ value

@@ -1,14 +1,18 @@
-"""The SASRec-style encoder. Dimensions: R packed rows of L slots, S segments, D hidden."""
+"""The SASRec-style encoder.
+
+Dimensions: R packed rows of L slots, S segments, A slots asked for, D hidden.
+"""
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from distrl.contract import Packed
 from distrl.nn.attention import attend, visible_keys
+from distrl.nn.dropout import Dropout
 
 INIT_STD = 0.02
 LAYER_NORM_EPS = 1e-12
@@ -29,30 +33,37 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.attention_dropout = attention_dropout
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key = nn.Linear(hidden_size, hidden_size)
-        self.value = nn.Linear(hidden_size, hidden_size)
+        self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
         self.attention_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
         self.inner = nn.Linear(hidden_size, inner_size)
         self.outer = nn.Linear(inner_size, hidden_size)
         self.inner_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, states: Float[Tensor, "R L D"], visible: Tensor) -> Float[Tensor, "R L D"]:
-        """States after one block, each looking only where `visible` (R 1 L L) allows."""
-        R, L, D = states.shape
-        split = (R, L, self.num_heads, D // self.num_heads)
-        query, key, value = (
-            project(states).view(split).transpose(1, 2)
-            for project in (self.query, self.key, self.value)
-        )
-        drop = self.attention_dropout if self.training else 0.0
-        mixed_RLD = (
-            attend(query, key, value, visible, dropout=drop).transpose(1, 2).reshape(R, L, D)
-        )
-        states = self.attention_norm(states + self.dropout(self.output(mixed_RLD)))
+    def forward(
+        self, states: Float[Tensor, "R L D"], visible: Tensor, at: Tensor | None = None
+    ) -> Tensor:
+        """States after one block, each looking only where `visible` (R 1 L L) allows.
+
+        Args:
+            states: Before the block.
+            visible: See `visible_keys`.
+            at: Flat indices of slots; only their states are made then, as rows (A D).
+        """
+        mixed = self._mixed(states, visible)
+        if at is not None:
+            states, mixed = states.flatten(0, 1)[at], mixed.flatten(0, 1)[at]
+        states = self.attention_norm(states + self.dropout(self.output(mixed)))
         return self.inner_norm(states + self.dropout(self.outer(F.gelu(self.inner(states)))))
+
+    def _mixed(self, states: Tensor, visible: Tensor) -> Float[Tensor, "R L D"]:
+        """What each slot takes from the slots it sees, all heads side by side."""
+        R, L, D = states.shape
+        split = self.query_key_value(states).view(R, L, 3, self.num_heads, D // self.num_heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4)
+        drop = self.attention_dropout if self.training else 0.0
+        return attend(query, key, value, visible, dropout=drop).transpose(1, 2).reshape(R, L, D)
 
 
 class SequenceEncoder(nn.Module):
@@ -81,7 +92,7 @@ class SequenceEncoder(nn.Module):
         self.item_table = nn.Embedding(num_items + 2, hidden_size)
         self.positions = nn.Embedding(max_len, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             EncoderLayer(
                 hidden_size=hidden_size,
@@ -101,16 +112,25 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, packed: Packed) -> Float[Tensor, "R L D"]:
         """One state a slot; a state knows its own segment up to its own position, and no more."""
-        embedded_RLD = self.item_table(packed.items) + self.positions(packed.position)
-        states_RLD = self.dropout(self.norm(embedded_RLD))
-        visible = visible_keys(packed)
-        for layer in self.layers:
-            states_RLD = layer(states_RLD, visible)
-        return states_RLD
+        return self._run(packed, None)
+
+    def states_at(self, packed: Packed, at: Int64[Tensor, " A"]) -> Float[Tensor, "A D"]:
+        """The states of some slots, by flat index: `forward`'s, for less than all of its work."""
+        return self._run(packed, at)
 
     def last_states(self, packed: Packed) -> Float[Tensor, "S D"]:
         """The state of each segment's newest slot."""
-        return self(packed).flatten(0, 1)[packed.last]
+        return self._run(packed, packed.last)
+
+    def _run(self, packed: Packed, at: Tensor | None) -> Tensor:
+        """All states, or those at some slots: in the last block the others are nobody's input."""
+        embedded_RLD = self.item_table(packed.items) + self.positions(packed.position)
+        states = self.dropout(self.norm(embedded_RLD))
+        visible = visible_keys(packed)
+        *lower, upper = self.layers
+        for layer in lower:
+            states = layer(states, visible)
+        return upper(states, visible, at)
 
 
 def _init(module: nn.Module) -> None:

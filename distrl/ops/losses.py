@@ -11,8 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-CHUNK_BYTES = 16 * 2**20
-"""Logits alive at once in `next_item_loss`: small enough to stay near the processor's cache."""
+CHUNK_BYTES = {"cpu": 2 * 2**20, "cuda": 512 * 2**20}
+"""Logits alive at once in `next_item_loss`, by device: on a CPU they stay in its cache, on a GPU
+they are what fills it with work."""
+
+MIN_CHUNK_ROWS = 32
+"""Targets that share one reading of the table, however large the catalog is."""
 
 
 def next_item_loss(
@@ -20,12 +24,13 @@ def next_item_loss(
     table: Float[Tensor, "V D"],
     targets: Int64[Tensor, " T"],
     *,
-    chunk_bytes: int = CHUNK_BYTES,
+    products: Literal["fp32", "bf16"] = "fp32",
+    chunk_bytes: int | None = None,
 ) -> Float[Tensor, ""]:
     """Full-softmax cross entropy of the next item, never holding targets x items at once.
 
-    Logits are made chunk by chunk in float32 or wider and turned into gradients in the same pass,
-    so the backward needs neither the logits nor the table again. First-order gradients only.
+    Logits are made chunk by chunk and turned into gradients in the same pass, so the backward needs
+    neither the logits nor the table again. First-order gradients only.
 
     Source: MCLRec Eq. 3 (doi:10.1145/3539618.3591727), read as the plain cross entropy on logits
         that the authors' code takes; the paper's formula, taken literally, is a double softmax.
@@ -34,38 +39,61 @@ def next_item_loss(
         states: One encoder state a target.
         table: One row an item id, PAD's row 0 included: the authors' code keeps it as a class.
         targets: Rows of `table`.
-        chunk_bytes: Upper bound on the float32 logits that are alive at once, at least one row.
+        products: Type of the logits, the probabilities and the factors of all three products. Sums
+            over a product's terms, over targets and over items are float32 in any case. "bf16" is
+            off by about .003 of the gradient's norm, and faster where the processor has it.
+        chunk_bytes: Upper bound on the logits that are alive at once, but at least MIN_CHUNK_ROWS
+            rows of them; None takes the device's CHUNK_BYTES.
 
     Returns:
         Mean over targets, in nats; zero, with a gradient of zero, where there are none.
     """
-    rows = max(1, chunk_bytes // (4 * table.shape[0]))
-    return _NextItemLoss.apply(states, table, targets, rows)  # pyright: ignore[reportReturnType]
+    dtype = torch.bfloat16
+    if products == "fp32":
+        dtype = torch.promote_types(torch.promote_types(states.dtype, table.dtype), torch.float32)
+    if chunk_bytes is None:
+        chunk_bytes = CHUNK_BYTES.get(states.device.type, CHUNK_BYTES["cuda"])
+    rows = max(MIN_CHUNK_ROWS, chunk_bytes // (dtype.itemsize * table.shape[0]))
+    return _NextItemLoss.apply(states, table, targets, rows, dtype)  # pyright: ignore[reportReturnType]
 
 
 class _NextItemLoss(torch.autograd.Function):
     """Loss and gradients in one pass over chunks of targets."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, table: Tensor, targets: Tensor, rows: int) -> Tensor:  # noqa: ANN401
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        states: Tensor,
+        table: Tensor,
+        targets: Tensor,
+        rows: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
         num_targets = states.shape[0]
-        dtype = torch.promote_types(states.dtype, torch.float32)
+        exact = torch.promote_types(dtype, torch.float32)
         states_TD, table_VD = states.detach().to(dtype), table.detach().to(dtype)
         wants_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        grad_TD = torch.empty_like(states_TD) if wants_grad else None
-        grad_VD = torch.zeros_like(table_VD) if wants_grad else None
-        total = states_TD.new_zeros(())
+        grad_TD = torch.empty_like(states_TD, dtype=exact) if wants_grad else None
+        grad_VD = torch.zeros_like(table_VD, dtype=exact) if wants_grad else None
+        total = states.new_zeros((), dtype=exact)
+        size = (min(rows, num_targets), table.shape[0])
+        scratch = states_TD.new_empty(size), states_TD.new_empty(size)
         for start in range(0, num_targets, rows):
             chunk_CD = states_TD[start : start + rows]
             target_C1 = targets[start : start + rows, None]
-            logits_CV = chunk_CD @ table_VD.T
-            norm_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
+            logits_CV = torch.mm(chunk_CD, table_VD.T, out=scratch[0][: len(chunk_CD)])
+            probs_CV = torch.softmax(logits_CV, dim=1, out=scratch[1][: len(chunk_CD)])
+            # One fused softmax is cheaper than a logsumexp and an exponential. The largest
+            # probability is at least 1/V, so its logarithm is as good as logsumexp's.
+            largest_C1 = probs_CV.amax(dim=1, keepdim=True).to(exact)
+            norm_C1 = logits_CV.amax(dim=1, keepdim=True).to(exact) - largest_C1.log()
             total += (norm_C1 - logits_CV.gather(1, target_C1)).sum()
             if grad_TD is not None and grad_VD is not None:
-                probs_CV = logits_CV.sub_(norm_C1).exp_()
-                probs_CV.scatter_add_(1, target_C1, -torch.ones_like(norm_C1))
-                torch.mm(probs_CV, table_VD, out=grad_TD[start : start + rows])
-                grad_VD.addmm_(probs_CV.T, chunk_CD)
+                probs_CV.scatter_add_(
+                    1, target_C1, probs_CV.new_full((1, 1), -1.0).expand_as(target_C1)
+                )
+                _add_product(grad_TD[start : start + rows].zero_(), probs_CV, table_VD)
+                _add_product(grad_VD, probs_CV.T, chunk_CD)
         scale = 1.0 / max(num_targets, 1)
         if grad_TD is not None and grad_VD is not None:
             ctx.save_for_backward(
@@ -81,7 +109,16 @@ class _NextItemLoss(torch.autograd.Function):
             grad_VD * grads[0].to(grad_VD.dtype),
             None,
             None,
+            None,
         )
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds left @ right in the type of `total`, which may be wider than theirs."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 class PairContrast(NamedTuple):
@@ -148,8 +185,11 @@ def pair_contrast(
         ValueError: If B is 1.
     """
     logits_NN, partner_N = _similarities(first, second, temperature)
+    positive_N = logits_NN.gather(1, partner_N[:, None]).squeeze(1)
+    hardest_N = logits_NN.scatter(1, partner_N[:, None], float("-inf")).amax(dim=1)
+    mean_N = _mean_negatives(first, second, positive_N, temperature)
     margin = _margin_per_anchor if anchor == "per_anchor" else _margin_global
-    return PairContrast(_info_nce(logits_NN, partner_N), margin(logits_NN, partner_N))
+    return PairContrast(_info_nce(logits_NN, partner_N), margin(positive_N, hardest_N, mean_N))
 
 
 def _similarities(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -157,38 +197,38 @@ def _similarities(first: Tensor, second: Tensor, temperature: float) -> tuple[Te
     num_sequences = first.shape[0]
     if num_sequences < 2:
         raise ValueError(f"a contrast needs at least 2 sequences, got {num_sequences}")
-    views_ND = torch.cat([first, second])
-    views_ND = views_ND.to(torch.promote_types(views_ND.dtype, torch.float32))
-    logits_NN = views_ND @ views_ND.T / temperature
-    logits_NN = logits_NN.masked_fill(
-        torch.eye(2 * num_sequences, dtype=torch.bool, device=first.device), float("-inf")
-    )
+    views_ND = _views(first, second)
+    # In place: the product needs none of its own values for its backward.
+    logits_NN = (views_ND @ views_ND.T).div_(temperature).fill_diagonal_(float("-inf"))
     partner_N = torch.arange(2 * num_sequences, device=first.device).roll(num_sequences)
     return logits_NN, partner_N
+
+
+def _views(first: Tensor, second: Tensor) -> Tensor:
+    views_ND = torch.cat([first, second])
+    return views_ND.to(torch.promote_types(views_ND.dtype, torch.float32))
 
 
 def _info_nce(logits_NN: Tensor, partner_N: Tensor) -> Tensor:
     return F.cross_entropy(logits_NN, partner_N)
 
 
-def _split(logits_NN: Tensor, partner_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Positives, negatives with every other entry at -inf, and the mean negative of each anchor."""
-    num_views = logits_NN.shape[0]
-    positive_N = logits_NN.gather(1, partner_N[:, None]).squeeze(1)
-    negative_NN = logits_NN.scatter(1, partner_N[:, None], float("-inf"))
-    total_N = negative_NN.masked_fill(negative_NN.isneginf(), 0.0).sum(dim=1)
-    return positive_N, negative_NN, total_N / (num_views - 2)
+def _mean_negatives(
+    first: Tensor, second: Tensor, positive_N: Tensor, temperature: float
+) -> Tensor:
+    """Mean negative of each anchor, by way of the sum of all views: no N x N matrix."""
+    views_ND = _views(first, second)
+    others_ND = views_ND.sum(dim=0) - views_ND
+    total_N = (views_ND * others_ND).sum(dim=1) / temperature
+    return (total_N - positive_N) / (len(views_ND) - 2)
 
 
-def _margin_per_anchor(logits_NN: Tensor, partner_N: Tensor) -> Tensor:
-    positive_N, negative_NN, mean_N = _split(logits_NN, partner_N)
-    hardest_N = negative_NN.amax(dim=1)
+def _margin_per_anchor(positive_N: Tensor, hardest_N: Tensor, mean_N: Tensor) -> Tensor:
     return (2 * F.relu(positive_N - hardest_N) + hardest_N - mean_N).mean()
 
 
-def _margin_global(logits_NN: Tensor, partner_N: Tensor) -> Tensor:
-    positive_N, negative_NN, mean_N = _split(logits_NN, partner_N)
-    worst_positive, hardest = positive_N.amin(), negative_NN.amax()
+def _margin_global(positive_N: Tensor, hardest_N: Tensor, mean_N: Tensor) -> Tensor:
+    worst_positive, hardest = positive_N.amin(), hardest_N.amax()
     low, high = torch.minimum(worst_positive, hardest), torch.maximum(worst_positive, hardest)
     # No negative exceeds `high`, so the mean of relu(high - n) is high minus the mean of n.
     return F.relu(positive_N - low).mean() + high - mean_N.mean()
