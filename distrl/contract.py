@@ -147,6 +147,13 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch, phase: Phase) -> Losses:
         """The loss of one phase. Gradients reach the parts that the phase trains, no others."""
 
+    def view_states(self, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Pairs of views (P D) by name, row-aligned, for looking at: none unless overridden.
+
+        Deterministic if the method is in evaluation mode; carries gradients only if asked to.
+        """
+        return {}
+
     @abstractmethod
     def user_states(self, histories: Packed) -> Float[Tensor, "S D"]:
         """One vector a history; its dot product with a row of `item_vectors` is a score."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distrl.contract import Batch, Catalog, Losses, Method, Packed, Phase, Term
 from distrl.methods.encoding import EncoderConfig, next_item, target_states
+from distrl.nn.encoder import stack
 from distrl.ops.losses import info_nce
 
 ENCODER = Phase("encoder", trains=("encoder",))
@@ -66,6 +67,13 @@ class CL4SRec(Method):
             value = info_nce(h1, h2, temperature=self.config.temperature)
             terms["data_contrast"] = Term(self.config.data_weight, value, "pair")
         return Losses(terms)
+
+    def view_states(self, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """`data`: the two augmented views."""
+        if batch.views is None or not batch.num_pairs:
+            return {}
+        h1, h2 = self.encoder.last_states(stack(batch.views)).chunk(2)
+        return {"data": (h1, h2)}
 
     def user_states(self, histories: Packed) -> Float[Tensor, "S D"]:
         """The state of each history's newest item."""

@@ -164,6 +164,13 @@ class MCLRec(Method):
         ones = self.encoder.item_table.weight.new_ones((1, hidden_size))
         return torch.stack([augmenter(ones).sum() for augmenter in self.augmenters]).sum() * 0.0
 
+    def view_states(self, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """`data`: the states of the two augmented views; `learned`: what the augmenters make."""
+        if batch.views is None or not batch.num_pairs:
+            return {}
+        h1, h2 = self.encoder.last_states(stack(batch.views)).chunk(2)
+        return {"data": (h1, h2), "learned": (self.augmenters[0](h1), self.augmenters[1](h2))}
+
     def user_states(self, histories: Packed) -> Float[Tensor, "S D"]:
         """The state of each history's newest item; the augmenters play no part."""
         return self.encoder.last_states(histories)
