@@ -89,6 +89,21 @@ def test_the_papers_regularizer_looks_at_the_learned_pair_alone():
     torch.testing.assert_close(term.value, expected)
 
 
+def test_a_shared_augmenter_makes_both_learned_views_and_is_held_once():
+    method = make(share_augmenter=True)
+    assert len(method.augmenters) == 1
+    data = batch()
+    h1, h2 = (method.encoder.last_states(pack_rows(view, 6)) for view in VIEWS)
+    z1, z2 = method.view_states(data)["learned"]
+    torch.testing.assert_close(z1, method.augmenters[0](h1))
+    torch.testing.assert_close(z2, method.augmenters[0](h2))
+    contrasts = [pair_contrast(*p, temperature=1.0) for p in ((z1, z2), (h1, z2), (h2, z1))]
+    term = method(data, method.phases(0)[1]).terms["model_contrast"]
+    torch.testing.assert_close(term.value, sum(c.info_nce for c in contrasts))
+    held = [id(p) for part in method.parts.values() for p in part.parameters()]
+    assert sorted(held) == sorted(id(p) for p in method.parameters())
+
+
 def test_joint_and_first_step_have_one_loss_value():
     joint, three = make(steps_per_batch="joint"), make()
     torch.testing.assert_close(
