@@ -4,7 +4,7 @@ Dimensions: R rows of L slots, S segments, T targets, P contrasted pairs, D hidd
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +52,10 @@ class Batch:
     views: tuple[Packed, Packed] | None
     """Two augmented views of the same P prefixes, row-aligned by segment number; None for methods
     that take none."""
+    pair_sample: Int64[Tensor, " P"] | None = None
+    """The sample that each pair is of, as a number that no other sample of the run has."""
+    pair_target: Int64[Tensor, " P"] | None = None
+    """The item that follows each contrasted prefix."""
 
     @property
     def num_targets(self) -> int:
@@ -72,6 +76,10 @@ class Batch:
             self.target_at.to(device, non_blocking=True),
             self.targets.to(device, non_blocking=True),
             views,
+            *(
+                None if numbers is None else numbers.to(device, non_blocking=True)
+                for numbers in (self.pair_sample, self.pair_target)
+            ),
         )
 
 
@@ -128,11 +136,20 @@ class Catalog:
     max_len: int
 
 
+def _own(rows: Tensor) -> Tensor:
+    """What a worker gathers that is alone."""
+    return rows
+
+
 class Method(nn.Module, ABC):
     """A paper: its parts, its phases, and the loss of each phase. Knows no vendor."""
 
     num_views: Literal[0, 2] = 0
     """Augmented views it wants in each batch."""
+
+    gather: Callable[[Tensor], Tensor] = staticmethod(_own)
+    """Rows of a tensor of this worker's pairs to those of all workers' pairs, with gradients; who
+    runs several workers sets it. Collective: a method calls it on every batch or on none."""
 
     @property
     @abstractmethod

@@ -1,6 +1,6 @@
 """Samples of a store, as the stream serves them, made into batches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -54,7 +54,9 @@ class BatchMaker:
         clean, _ = pack(inputs, self.config.slots)
         newest = targets.values[targets.offsets[1:] - 1]
         keys = sample_keys(self.seed, samples.epoch, samples.shard, samples.serial)
-        return Batch(clean, clean.last, torch.from_numpy(newest), self._views(inputs, keys))
+        views = self._views(inputs, keys)
+        numbers = (_numbers(keys), torch.from_numpy(newest)) if views else (None, None)
+        return Batch(clean, clean.last, torch.from_numpy(newest), views, *numbers)
 
     def _all_positions(self, samples: Samples, inputs: Ragged, targets: Ragged) -> Batch:
         """A target at every position; some prefixes of each sample are contrasted."""
@@ -62,19 +64,29 @@ class BatchMaker:
         if self.config.long_sequences == "last":
             inputs, targets = inputs.newest(max_len), targets.newest(max_len)
         clean, slots = pack(windows(inputs, max_len), self.config.slots)
-        contrasted = None
-        if self.num_views:
-            keys = sample_keys(self.seed, samples.epoch, samples.shard, samples.serial)
-            contrasted = self._views(*self._contrasted(inputs, keys))
-        return Batch(clean, torch.from_numpy(slots), torch.from_numpy(targets.values), contrasted)
+        batch = Batch(clean, torch.from_numpy(slots), torch.from_numpy(targets.values), None)
+        if not self.num_views:
+            return batch
+        keys = sample_keys(self.seed, samples.epoch, samples.shard, samples.serial)
+        ends = self._ends(inputs, keys)
+        views = self._views(*self._contrasted(inputs, keys, ends))
+        numbers, follows = _numbers(keys[inputs.rows[ends]]), torch.from_numpy(targets.values[ends])
+        return replace(batch, views=views, pair_sample=numbers, pair_target=follows)
+
+    def _ends(self, inputs: Ragged, keys: UInt64[np.ndarray, " n"]) -> Int64[np.ndarray, " pairs"]:
+        """Where each contrasted prefix ends: the whole of each sample, then random shorter ones."""
+        ends = inputs.offsets[1:] - 1
+        if self.config.contrasted_prefixes == 1:
+            return ends
+        return np.concatenate([ends, self._shorter(inputs, keys)])
 
     def _contrasted(
-        self, inputs: Ragged, keys: UInt64[np.ndarray, " n"]
+        self,
+        inputs: Ragged,
+        keys: UInt64[np.ndarray, " n"],
+        ends: Int64[np.ndarray, " pairs"],
     ) -> tuple[Ragged, UInt64[np.ndarray, " pairs"]]:
-        """The whole input of each sample, then random shorter prefixes, with a key for each."""
-        ends = inputs.offsets[1:] - 1
-        if self.config.contrasted_prefixes > 1:
-            ends = np.concatenate([ends, self._shorter(inputs, keys)])
+        """The prefixes that end there, with a key for each."""
         lengths = inputs.positions[ends] + 1
         shown = np.minimum(lengths, self.config.max_len)
         keys = mixed(mixed(keys[inputs.rows[ends]], _PREFIX), lengths)
@@ -107,6 +119,11 @@ class BatchMaker:
         )
         first, second = views.draw(sequences, keys)
         return pack(first, self.config.slots)[0], pack(second, self.config.slots)[0]
+
+
+def _numbers(keys: UInt64[np.ndarray, " pairs"]) -> Int64[torch.Tensor, " pairs"]:
+    """Keys of samples as torch can hold them."""
+    return torch.from_numpy(keys.view(np.int64))
 
 
 def windows(inputs: Ragged, max_len: int) -> Ragged:

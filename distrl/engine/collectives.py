@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -90,3 +91,37 @@ def broadcast_object(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0, group=host_group())
     return box[0]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Every rank's rows, in rank order, on every rank; ranks may hold different numbers of them.
+
+    Its gradient on a rank is the sum over ranks of the gradients of that rank's rows. A mean over
+    ranks of a loss on the gathered rows that all compute alike has thus the gradient that one
+    process with all rows would have. Collective, in the backward too where gradients are asked for.
+
+    Args:
+        rows: One a row; all axes but the first are the same on all ranks.
+    """
+    if world_size() == 1:
+        return rows
+    return _GatherRows.apply(rows)  # pyright: ignore[reportReturnType]
+
+
+class _GatherRows(torch.autograd.Function):
+    """All ranks' rows forward, the sum of all ranks' gradients backward."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.counts = gather_objects(len(rows))
+        padded = rows.new_zeros((max(ctx.counts), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in ctx.counts]
+        dist.all_gather(gathered, padded)
+        return torch.cat([part[:n] for part, n in zip(gathered, ctx.counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ANN401
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.split(ctx.counts)[rank()]

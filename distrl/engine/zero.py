@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distrl.contract import Batch, Losses, Method, Phase, Unit
-from distrl.engine.collectives import gather_objects, world_size
+from distrl.engine.collectives import gather_objects, gather_rows, world_size
 from distrl.engine.config import EngineConfig
 from distrl.engine.graph import reach
 from distrl.engine.shards import Shard, shard_of, write_weight
@@ -73,6 +73,7 @@ class Engines:
         self.method, self.config, self.device = method.to(device), config, device
         self.units: dict[str, Unit] = {}
         """What each term met so far is a mean over."""
+        method.gather = gather_rows
         self._deepspeed = load_deepspeed(device.type)
         _broadcast(method)
         # DeepSpeed rounds the weights first and makes the master copies of what is left.

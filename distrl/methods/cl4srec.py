@@ -3,25 +3,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from distrl.contract import Batch, Catalog, Losses, Method, Packed, Phase, Term
-from distrl.methods.encoding import EncoderConfig, next_item, target_states
+from distrl.methods.contrasting import ContrastConfig, contrasted, data_contrast, takes_part
+from distrl.methods.encoding import next_item, target_states
 from distrl.nn.encoder import stack
-from distrl.ops.losses import info_nce
 
 ENCODER = Phase("encoder", trains=("encoder",))
 
 
-class CL4SRecConfig(EncoderConfig):
-    """Knobs of CL4SRec."""
+class CL4SRecConfig(ContrastConfig):
+    """Knobs of CL4SRec; `data_weight` is lambda in the paper's Eq. 16."""
 
     name: Literal["cl4srec"] = "cl4srec"
-    temperature: PositiveFloat = 1.0
-    similarity: Literal["dot", "cosine"] = "dot"
     data_weight: NonNegativeFloat = 0.1
     """Weight of the contrast between the two augmented views: lambda in the paper's Eq. 16."""
     updates_per_batch: Literal[1, 2] = 1
@@ -55,17 +52,14 @@ class CL4SRec(Method):
 
     def forward(self, batch: Batch, phase: Phase) -> Losses:
         """Next item, and the contrast of the two views where the batch has negatives."""
-        contrasted = batch.views if batch.views is not None and batch.num_pairs else ()
-        states, last = target_states(self.encoder, batch, contrasted)
+        extra = batch.views if batch.views and takes_part(self.config, batch) else ()
+        states, last = target_states(self.encoder, batch, extra)
         terms = {
             "next_item": Term(1.0, next_item(self.encoder, states, batch, self.config), "target")
         }
         if last:
-            h1, h2 = last
-            if self.config.similarity == "cosine":
-                h1, h2 = F.normalize(h1, dim=1), F.normalize(h2, dim=1)
-            value = info_nce(h1, h2, temperature=self.config.temperature)
-            terms["data_contrast"] = Term(self.config.data_weight, value, "pair")
+            pairs = contrasted(self.config, batch, tuple(last), self.gather)
+            terms |= data_contrast(self.config, pairs)
         return Losses(terms)
 
     def view_states(self, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor]]:

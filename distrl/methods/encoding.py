@@ -1,6 +1,6 @@
 """What SASRec, CL4SRec and MCLRec share: the encoder's settings and the next-item term."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -57,17 +57,17 @@ class EncoderConfig(Config):
 
 
 def target_states(
-    encoder: SequenceEncoder, batch: Batch, extra: Sequence[Packed] = ()
+    encoder: Callable[[Packed, Tensor], Tensor], batch: Batch, extra: Sequence[Packed] = ()
 ) -> tuple[Float[Tensor, "T D"], list[Float[Tensor, "P D"]]]:
     """States that predict the batch's targets, and the last states of further packed sequences.
 
-    All of it is one pass of the encoder.
+    All of it is one pass of the encoder, a SequenceEncoder or what computes as one.
     """
     stacked = stack([batch.clean, *extra]) if extra else batch.clean
     num_segments = batch.clean.last.shape[0]
     at = torch.cat([batch.target_at, stacked.last[num_segments:]])
     states, *last = torch.split(
-        encoder.states_at(stacked, at),
+        encoder(stacked, at),
         [batch.num_targets, *(packed.last.shape[0] for packed in extra)],
     )
     return states, last

@@ -5,16 +5,24 @@ from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distrl.contract import Batch, Catalog, Losses, Method, Packed, Phase, Term
-from distrl.methods.encoding import EncoderConfig, next_item, target_states
+from distrl.methods.contrasting import (
+    ContrastConfig,
+    Contrasted,
+    contrasted,
+    data_contrast,
+    takes_part,
+)
+from distrl.methods.encoding import next_item, target_states
 from distrl.nn.augmenters import MLPAugmenter
 from distrl.nn.encoder import stack
-from distrl.ops.losses import info_nce, pair_contrast
+from distrl.ops.losses import next_item_loss, pair_contrast
 
 ENCODER = Phase("encoder", trains=("encoder",))
 AUGMENTERS = Phase("augmenters", trains=("augmenters",))
@@ -22,7 +30,7 @@ ENCODER_AGAIN = Phase("encoder_again", trains=("encoder",))
 JOINT = Phase("joint", trains=("joint",))
 
 
-class MCLRecConfig(EncoderConfig):
+class MCLRecConfig(ContrastConfig):
     """Knobs of MCLRec.
 
     Defaults are what the authors' code does, which made the published figures; each docstring names
@@ -33,9 +41,6 @@ class MCLRecConfig(EncoderConfig):
     steps_per_batch: Literal["joint", 2, 3] = 3
     """3: encoder, augmenters, encoder again (code). 2: encoder, augmenters (paper, Algorithm 1).
     joint: one step over everything (the paper's MCLRec-J)."""
-    temperature: PositiveFloat = 1.0
-    similarity: Literal["dot", "cosine"] = "dot"
-    """Of the contrast between the two data views; contrasts with learned views take the dot."""
     data_weight: NonNegativeFloat = 0.0
     """Weight of the contrast between the two data views: lambda in Eq. 14."""
     model_weight: NonNegativeFloat = 0.05
@@ -55,6 +60,14 @@ class MCLRecConfig(EncoderConfig):
     """Widths inside each augmenter (code; the paper says 3 layers)."""
     share_augmenter: bool = False
     """One augmenter for both views: ablation (E) of the paper's Table 4."""
+    meta: Literal["first_order", "second_order"] = "first_order"
+    """How the augmenters are stepped. first_order: against the encoder as it is (paper and code).
+    second_order: against the encoder after one more step of its own on Eq. 14, with the augmenters'
+    gradient through that step, which is what the paper's title promises; neither has it."""
+    meta_lr: PositiveFloat = 1e-3
+    """Learning rate of that step, which is plain gradient descent."""
+    meta_next_item_weight: NonNegativeFloat = 0.0
+    """Weight of the next-item loss after that step in the augmenters' loss; Eq. 15 has none."""
 
     def build(self, catalog: Catalog) -> "MCLRec":
         """The untrained method for one catalog."""
@@ -103,66 +116,128 @@ class MCLRec(Method):
         """Eq. 14 where the encoder moves, Eq. 15 where the augmenters do."""
         if phase == AUGMENTERS:
             return self._augmenter_losses(batch)
-        contrasted = batch.views if batch.views is not None and batch.num_pairs else ()
-        states, last = target_states(self.encoder, batch, contrasted)
+        views = batch.views if batch.views and takes_part(self.config, batch) else ()
+        states, last = target_states(self.encoder, batch, views)
         terms = {
             "next_item": Term(1.0, next_item(self.encoder, states, batch, self.config), "target")
         }
         if last:
-            h1, h2 = last
-            weight = self.config.model_weight
-            terms |= self._data_term(h1, h2)
-            terms |= self._model_terms(h1, h2, weight, self.config.margin_scale * weight)
+            terms |= self._contrasts(batch, *last)
         return Losses(terms)
+
+    def _contrasts(self, batch: Batch, h1: Tensor, h2: Tensor) -> dict[str, Term]:
+        """What Eq. 14 adds to the next-item loss."""
+        weight = self.config.model_weight
+        learned = self._learned(h1, h2) if weight > 0 else ()
+        pairs = contrasted(self.config, batch, (h1, h2, *learned), self.gather)
+        terms = data_contrast(self.config, pairs)
+        return terms | self._model_terms(pairs, weight, self.config.margin_scale * weight)
+
+    def _learned(self, h1: Tensor, h2: Tensor) -> tuple[Tensor, Tensor]:
+        """Each view through its own augmenter, or both through the one that there is."""
+        return self.augmenters[0](h1), self.augmenters[-1](h2)
 
     def _augmenter_losses(self, batch: Batch) -> Losses:
         """Eq. 15. The encoder rests: its states carry no gradient, and no clean pass is needed."""
-        if batch.views is None or not batch.num_pairs:
-            return Losses({"model_contrast": Term(1.0, self._zero_through_augmenters(), "pair")})
+        if batch.views is None or not takes_part(self.config, batch):
+            return self._nothing()
+        if self.config.meta == "second_order":
+            return self._losses_after_step(batch)
         with torch.no_grad():
             h1, h2 = self.encoder.last_states(stack(batch.views)).chunk(2)
+        return self._eq_15(batch, h1, h2)
+
+    def _eq_15(self, batch: Batch, h1: Tensor, h2: Tensor) -> Losses:
+        """The augmenters' loss for states of the two data views."""
         scale = self.config.margin_scale
         tied = self.config.augmenter_margin == "tied"
-        return Losses(
-            self._model_terms(h1, h2, 1.0, scale * self.config.model_weight if tied else scale)
-        )
+        pairs = contrasted(self.config, batch, (h1, h2, *self._learned(h1, h2)), self.gather)
+        terms = self._model_terms(pairs, 1.0, scale * self.config.model_weight if tied else scale)
+        return Losses(terms) if terms else self._nothing()
 
-    def _data_term(self, h1: Tensor, h2: Tensor) -> dict[str, Term]:
-        """The contrast of the two data views (Eq. 7)."""
-        if self.config.data_weight == 0:
-            return {}
-        if self.config.similarity == "cosine":
-            h1, h2 = F.normalize(h1, dim=1), F.normalize(h2, dim=1)
-        value = info_nce(h1, h2, temperature=self.config.temperature)
-        return {"data_contrast": Term(self.config.data_weight, value, "pair")}
+    def _losses_after_step(self, batch: Batch) -> Losses:
+        """Eq. 15 on the encoder after a step on Eq. 14 that the augmenters are answerable for."""
+        assert batch.views is not None, "only called with views"
+        moved = self._stepped_encoder(batch)
+
+        def encoder(packed: Packed, at: Tensor) -> Tensor:
+            return functional_call(self.encoder, moved, (packed, at))
+
+        with sdpa_kernel(SDPBackend.MATH):
+            states, (h1, h2) = target_states(encoder, batch, batch.views)
+        losses = self._eq_15(batch, h1, h2)
+        weight = self.config.meta_next_item_weight
+        if weight == 0:
+            return losses
+        table = moved["item_table.weight"][: self.encoder.num_items + 1]
+        value = next_item_loss(states, table, batch.targets, products=self.config.products)
+        return Losses({**losses.terms, "meta_next_item": Term(weight, value, "target")})
+
+    def _stepped_encoder(self, batch: Batch) -> dict[str, Tensor]:
+        """The encoder's weights after one gradient step on Eq. 14, as functions of the augmenters.
+
+        Every worker takes the step on its own batch.
+        """
+        assert batch.views is not None, "only called with views"
+        weights = {
+            name: weight.detach().requires_grad_()
+            for name, weight in self.encoder.named_parameters()
+        }
+
+        def encoder(packed: Packed, at: Tensor) -> Tensor:
+            return functional_call(self.encoder, weights, (packed, at))
+
+        # Only the math kernel of attention can be differentiated twice.
+        with sdpa_kernel(SDPBackend.MATH):
+            states, (h1, h2) = target_states(encoder, batch, batch.views)
+        table = weights["item_table.weight"][: self.encoder.num_items + 1]
+        fixed = next_item_loss(states, table, batch.targets, products=self.config.products)
+        terms = self._contrasts(batch, h1, h2)
+        if "data_contrast" in terms:
+            fixed = fixed + terms["data_contrast"].weight * terms["data_contrast"].value
+        learned = [t.weight * t.value for name, t in terms.items() if name != "data_contrast"]
+        leaves = list(weights.values())
+        # The augmenters have no say in these, so their gradient needs no graph of its own.
+        steps = torch.autograd.grad(fixed, leaves, retain_graph=True)
+        if learned:
+            through = torch.autograd.grad(
+                torch.stack(learned).sum(), leaves, create_graph=True, materialize_grads=True
+            )
+            steps = [a + b for a, b in zip(steps, through, strict=True)]
+        rate = self.config.meta_lr
+        return {
+            name: weight.detach() - rate * step
+            for (name, weight), step in zip(weights.items(), steps, strict=True)
+        }
 
     def _model_terms(
-        self, h1: Tensor, h2: Tensor, weight: float, margin_weight: float
+        self, pairs: Contrasted, weight: float, margin_weight: float
     ) -> dict[str, Term]:
         """Eq. 9's three contrasts with learned views, and the regularizer (Eqs. 11-13)."""
-        if weight == 0:
+        if weight == 0 or len(pairs.views[0]) < 2:
             return {}
-        z1, z2 = self._learned(h1, h2)
+        h1, h2, z1, z2 = pairs.views
         contrast = partial(
             pair_contrast,
             temperature=self.config.temperature,
             anchor=self.config.margin_anchor,
+            alike=pairs.alike,
         )
         learned, first, second = contrast(z1, z2), contrast(h1, z2), contrast(h2, z1)
-        pairs = (learned, first, second)
+        three = (learned, first, second)
         terms = {
-            "model_contrast": Term(weight, torch.stack([p.info_nce for p in pairs]).sum(), "pair")
+            "model_contrast": Term(weight, torch.stack([p.info_nce for p in three]).sum(), "pair")
         }
         if margin_weight > 0:
-            scoped = pairs if self.config.margin_scope == "all_pairs" else (learned,)
+            scoped = three if self.config.margin_scope == "all_pairs" else (learned,)
             terms["margin"] = Term(
                 margin_weight, torch.stack([p.margin for p in scoped]).sum(), "pair"
             )
         return terms
 
-    def _learned(self, h1: Tensor, h2: Tensor) -> tuple[Tensor, Tensor]:
-        """Each view through its own augmenter, or both through the one that there is."""
-        return self.augmenters[0](h1), self.augmenters[-1](h2)
+    def _nothing(self) -> Losses:
+        """A loss of zero for a worker without pairs."""
+        return Losses({"model_contrast": Term(1.0, self._zero_through_augmenters(), "pair")})
 
     def _zero_through_augmenters(self) -> Tensor:
         """Zero with a graph, so that a worker without pairs still takes part in the backward."""

@@ -110,20 +110,14 @@ class SequenceEncoder(nn.Module):
         """Rows of PAD and the items 0..V, without the mask token's."""
         return self.item_table.weight[: self.num_items + 1]
 
-    def forward(self, packed: Packed) -> Float[Tensor, "R L D"]:
-        """One state a slot; a state knows its own segment up to its own position, and no more."""
-        return self._run(packed, None)
+    def forward(self, packed: Packed, at: Int64[Tensor, " A"] | None = None) -> Tensor:
+        """One state a slot; a state knows its own segment up to its own position, and no more.
 
-    def states_at(self, packed: Packed, at: Int64[Tensor, " A"]) -> Float[Tensor, "A D"]:
-        """The states of some slots, by flat index: `forward`'s, for less than all of its work."""
-        return self._run(packed, at)
-
-    def last_states(self, packed: Packed) -> Float[Tensor, "S D"]:
-        """The state of each segment's newest slot."""
-        return self._run(packed, packed.last)
-
-    def _run(self, packed: Packed, at: Tensor | None) -> Tensor:
-        """All states, or those at some slots: in the last block the others are nobody's input."""
+        Args:
+            packed: The sequences.
+            at: Flat indices of slots; only their states are made then, as rows (A D), which saves
+                most of the last block. None makes all states (R L D).
+        """
         embedded_RLD = self.item_table(packed.items) + self.positions(packed.position)
         states = self.dropout(self.norm(embedded_RLD))
         visible = visible_keys(packed)
@@ -131,6 +125,10 @@ class SequenceEncoder(nn.Module):
         for layer in lower:
             states = layer(states, visible)
         return upper(states, visible, at)
+
+    def last_states(self, packed: Packed) -> Float[Tensor, "S D"]:
+        """The state of each segment's newest slot."""
+        return self(packed, packed.last)
 
 
 def _init(module: nn.Module) -> None:

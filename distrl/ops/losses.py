@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 CHUNK_BYTES = {"cpu": 2 * 2**20, "cuda": 512 * 2**20}
@@ -129,7 +129,11 @@ class PairContrast(NamedTuple):
 
 
 def info_nce(
-    first: Float[Tensor, "B D"], second: Float[Tensor, "B D"], *, temperature: float
+    first: Float[Tensor, "B D"],
+    second: Float[Tensor, "B D"],
+    *,
+    temperature: float,
+    alike: Bool[Tensor, "B B"] | None = None,
 ) -> Float[Tensor, ""]:
     """In-batch InfoNCE over two views of the same B sequences.
 
@@ -144,14 +148,16 @@ def info_nce(
         first: One view, any scale.
         second: The other view, row-aligned with `first`.
         temperature: Divides every similarity; positive.
+        alike: Pairs of sequences that are not each other's negatives, symmetric; the diagonal
+            plays no part. None takes all others as negatives, as the papers do.
 
     Returns:
-        Mean over the 2B rows, in nats.
+        Mean over the 2B rows, in nats; an anchor without negatives adds zero.
 
     Raises:
         ValueError: If B is 1, which leaves no negatives and makes the loss a constant zero.
     """
-    return _info_nce(*_similarities(first, second, temperature))
+    return _info_nce(*_similarities(first, second, temperature, alike))
 
 
 def pair_contrast(
@@ -160,6 +166,7 @@ def pair_contrast(
     *,
     temperature: float,
     anchor: Literal["per_anchor", "global"] = "per_anchor",
+    alike: Bool[Tensor, "B B"] | None = None,
 ) -> PairContrast:
     """InfoNCE and MCLRec's contrastive regularizer from one similarity matrix.
 
@@ -177,23 +184,37 @@ def pair_contrast(
         second: The other view, row-aligned with `first`.
         temperature: Divides every similarity, in both terms; positive.
         anchor: Bounds of the regularizer, see above.
+        alike: See `info_nce`.
 
     Returns:
-        Both terms, means over the 2B rows.
+        Both terms; the regularizer is a mean over the anchors that have negatives.
 
     Raises:
         ValueError: If B is 1.
     """
-    logits_NN, partner_N = _similarities(first, second, temperature)
+    logits_NN, partner_N = _similarities(first, second, temperature, alike)
     positive_N = logits_NN.gather(1, partner_N[:, None]).squeeze(1)
-    hardest_N = logits_NN.scatter(1, partner_N[:, None], float("-inf")).amax(dim=1)
-    mean_N = _mean_negatives(first, second, positive_N, temperature)
+    negative_NN = logits_NN.scatter(1, partner_N[:, None], float("-inf"))
+    hardest_N = negative_NN.amax(dim=1)
+    if alike is None:
+        mean_N = _mean_negatives(first, second, positive_N, temperature)
+    else:
+        is_negative_NN = ~negative_NN.isneginf()
+        opposed_N = is_negative_NN.any(dim=1)
+        count_N = is_negative_NN.sum(dim=1)[opposed_N]
+        mean_N = negative_NN.masked_fill(~is_negative_NN, 0.0).sum(dim=1)[opposed_N] / count_N
+        positive_N, hardest_N = positive_N[opposed_N], hardest_N[opposed_N]
+    nce = _info_nce(logits_NN, partner_N)
+    if not len(positive_N):
+        return PairContrast(nce, nce * 0.0)
     margin = _margin_per_anchor if anchor == "per_anchor" else _margin_global
-    return PairContrast(_info_nce(logits_NN, partner_N), margin(positive_N, hardest_N, mean_N))
+    return PairContrast(nce, margin(positive_N, hardest_N, mean_N))
 
 
-def _similarities(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """All similarities of the 2B rows with the diagonal at -inf, and each row's positive."""
+def _similarities(
+    first: Tensor, second: Tensor, temperature: float, alike: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Similarities of the 2B rows, -inf where neither positive nor negative; rows of positives."""
     num_sequences = first.shape[0]
     if num_sequences < 2:
         raise ValueError(f"a contrast needs at least 2 sequences, got {num_sequences}")
@@ -201,6 +222,9 @@ def _similarities(first: Tensor, second: Tensor, temperature: float) -> tuple[Te
     # In place: the product needs none of its own values for its backward.
     logits_NN = (views_ND @ views_ND.T).div_(temperature).fill_diagonal_(float("-inf"))
     partner_N = torch.arange(2 * num_sequences, device=first.device).roll(num_sequences)
+    if alike is not None:
+        others_BB = alike.clone().fill_diagonal_(False)
+        logits_NN = logits_NN.masked_fill(others_BB.repeat(2, 2), float("-inf"))
     return logits_NN, partner_N
 
 
