@@ -39,6 +39,10 @@ class Monitor:
         if curves:
             self._log.log_metrics(int(progress["step"]), curves)
 
+    def measured(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Points of further curves."""
+        self._log.log_metrics(step, metrics)
+
     def validated(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """Metrics of a checkpoint on the validation split; a repetition changes nothing."""
         if step in self._validations:

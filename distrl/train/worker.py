@@ -25,6 +25,7 @@ from distrl.engine.zero import Engines
 from distrl.errors import DistrlError
 from distrl.methods import build
 from distrl.schema import Manifest
+from distrl.train.collapse import CollapseProbe
 from distrl.train.loop import Curves, Step, StopSignal, steps
 
 LEDGER_FILE = "ledger.json"
@@ -90,6 +91,7 @@ class _Worker:
         self.new = Ledger(task.store_hash)
         self.step = 0
         self.waited_s = 0.0
+        self.views = CollapseProbe(self.method, self.engines)
         self._resume()
 
     def _build(self) -> Method:
@@ -122,7 +124,7 @@ class _Worker:
         for done in steps(
             self.method,
             self.engines,
-            (((batch.to(self.device)), taken) for batch, taken in stream),
+            self.views.watched(((batch.to(self.device)), taken) for batch, taken in stream),
             empty=empty_batch(self.method.num_views, run.data).to(self.device),
             already_consumed=consumed,
             curves=curves,
@@ -174,7 +176,14 @@ class _Worker:
         meter.restart()
 
     def _checkpoint(self, *, validate: bool) -> None:
-        """Commits weights, optimizers and ledger together; uploads beside training. Collective."""
+        """Commits weights, optimizers and ledger together; uploads beside training. Collective.
+
+        The views are measured here, so that figures belong to weights that can be looked at again,
+        and cost little beside what they come with.
+        """
+        measured = self.views.read()
+        if rank() == 0 and measured:
+            self.task.monitor.measured.remote(self.step, measured)
         for other in gather_objects(self.new):
             self.ledger.merge(other)
         self.new = Ledger(self.task.store_hash)

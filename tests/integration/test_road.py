@@ -2,9 +2,11 @@
 
 import json
 import secrets
+from itertools import product
 
 import pytest
 
+from distrl.tracking.curves import curves
 from tests.integration.s3_server import start_s3
 from tests.integration.servers import (
     mlflow_server,
@@ -67,6 +69,9 @@ def test_raw_log_to_promoted_model_with_every_uri_on_s3(place):
     )
     # Items follow one another four times in five: a model that learns anything finds the next.
     assert result["metrics"]["kept/hr_at_10"] > 0.4
+    measured = curves(place["tracking_uri"], result["run_id"])
+    for kind, name in product(("data", "learned"), ("alignment", "uniformity", "effective_rank")):
+        assert len(measured[f"views/{kind}/{name}"]) == 3  # one an epoch
 
     evaluate = write_config(
         {
