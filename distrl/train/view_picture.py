@@ -35,10 +35,10 @@ def picture(maps: Sequence[ViewMap], *, num_lines: int) -> bytes:
         for column, label in enumerate(labels):
             _draw(panels[row, column], found.get((kind, label)), num_lines)
     handles, names = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, markerscale=3)
+    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, markerscale=2)
     figure.suptitle("t-SNE of both views of the same pairs (distances and axes have no unit)")
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110, metadata={"Software": None})
+    figure.savefig(image, format="png", dpi=90, metadata={"Software": None})
     return image.getvalue()
 
 
@@ -46,19 +46,22 @@ def _draw(axes: Axes, one: ViewMap | None, num_lines: int) -> None:
     """One panel, empty where a model has no such views."""
     axes.set_xticks([])
     axes.set_yticks([])
+    axes.spines[:].set_color("0.8")
     if one is None:
         axes.set_axis_off()
         return
     joined = np.stack([one.first, one.second], axis=1)[:num_lines]
     axes.add_collection(
         LineCollection(
-            list(joined), colors="0.35", linewidths=0.6, alpha=0.45, label="views of one sequence"
+            list(joined), colors="0.3", linewidths=0.5, alpha=0.4, label="views of one sequence"
         )
     )
-    for points, color, name in zip(
-        (one.first, one.second), COLORS, ("first", "second"), strict=True
-    ):
-        axes.scatter(*points.T, s=5, color=color, alpha=0.6, linewidths=0, label=f"{name} view")
+    axes.scatter(*one.first.T, s=7, color=COLORS[0], alpha=0.7, linewidths=0, label="first view")
+    # Rings, so that a pair in one place is a dot in a ring and not one color over another.
+    axes.scatter(
+        *one.second.T, s=13, facecolors="none", edgecolors=COLORS[1], alpha=0.8, linewidths=0.6,
+        label="second view",
+    )  # fmt: skip
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_title(f"{one.label}: {KINDS.get(one.kind, one.kind)}", fontsize=11)
     axes.set_xlabel(_figures(one), fontsize=9)
