@@ -101,6 +101,12 @@ class RunConfig(Config):
                 f"data.batch_size={batch} over workers.num_workers={workers} leaves "
                 f"{batch // workers} sample a worker; a contrast needs at least 2"
             )
+        decay_epochs = self.engine.decay_epochs
+        if decay_epochs is not None and decay_epochs < self.training.epochs:
+            raise ValueError(
+                f"engine.decay_epochs={decay_epochs:g} ends before training.epochs="
+                f"{self.training.epochs}; the epochs after it would have a learning rate of zero"
+            )
         if self.name in (".", "..") or not all(c.isalnum() or c in "._-" for c in self.name):
             raise ValueError(
                 f"name={self.name!r} becomes a folder: letters, digits, '.', '_' and '-' only"

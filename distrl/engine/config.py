@@ -1,10 +1,11 @@
 """Engine settings, and the one place that spells DeepSpeed's keys."""
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from distrl.errors import ConfigError
 from distrl.schema import Config
@@ -28,6 +29,12 @@ class EngineConfig(Config):
     """Learning rate of every part that `lr_of` does not name."""
     lr_of: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Learning rates of single parts, such as {"augmenters": 1e-4}."""
+    warmup_epochs: NonNegativeFloat = 0.0
+    """Epochs, or a part of one, over which learning rates rise from zero, linearly."""
+    decay: Literal["none", "linear", "cosine"] = "none"
+    """How learning rates fall to zero by the end of `decay_epochs`; the papers keep them."""
+    decay_epochs: PositiveFloat | None = None
+    """When they reach zero; no less than training.epochs."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Of Adam; the papers' setting."""
     eps: PositiveFloat = 1e-8
@@ -45,6 +52,28 @@ class EngineConfig(Config):
     def lr_for(self, part: str) -> float:
         """Learning rate of one part."""
         return self.lr_of.get(part, self.lr)
+
+    def lr_factor(self, epoch: float) -> float:
+        """What learning rates are multiplied by.
+
+        Args:
+            epoch: Samples consumed since the run began, over samples of an epoch: the same after a
+                restart, and at any number of workers.
+        """
+        rising = 1.0 if epoch >= self.warmup_epochs else epoch / self.warmup_epochs
+        if self.decay_epochs is None:
+            return rising
+        done = min(epoch / self.decay_epochs, 1.0)
+        falling = 1.0 - done if self.decay == "linear" else (1.0 + math.cos(math.pi * done)) / 2.0
+        return min(rising, falling)
+
+    @model_validator(mode="after")
+    def _decay_has_an_end(self) -> "EngineConfig":
+        if (self.decay == "none") != (self.decay_epochs is None):
+            raise ValueError(
+                f"decay={self.decay} with decay_epochs={self.decay_epochs}: set both, or neither"
+            )
+        return self
 
     def check_parts(self, parts: Iterable[str]) -> None:
         """Whether every part that `lr_of` names exists.

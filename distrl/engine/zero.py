@@ -115,6 +115,13 @@ class Engines:
                 return shard_of(zero, parameter, self.config.zero_stage)
         raise ValueError("not a parameter that the engines move")
 
+    def set_epoch(self, epoch: float) -> None:
+        """Sets all learning rates to what the config says for samples consumed, in epochs."""
+        factor = self.config.lr_factor(epoch)
+        for part, engine in self._engines.items():
+            for group in engine.optimizer.param_groups:
+                group["lr"] = self.config.lr_for(part) * factor
+
     def gathered(self) -> AbstractContextManager[None]:
         """Within it the method's parameters are whole on every rank, whatever the stage.
 

@@ -122,6 +122,7 @@ def steps(
             "pair": batch.num_pairs * world_size() / max(pairs, 1.0),
         }
         torch.manual_seed(step_seed(seed, step, rank()))
+        engines.set_epoch(consumed_before / rows_per_epoch)
         for phase in method.phases(int(consumed_before // rows_per_epoch)):
             terms = engines.step(batch, phase, shares, step=step)
             curves.add(phase.name, terms, batch, engines.units)

@@ -139,3 +139,8 @@ def test_yaml_is_what_overrides_are_written_in(file):
     run = load_config(RunConfig, file, ["method={name: sasrec, updates_per_batch: 2}"])
     assert run.method.name == "sasrec"
     assert yaml.safe_load(dump_config(run))["method"]["updates_per_batch"] == 2
+
+
+def test_a_decay_that_ends_before_training_does_is_an_error(file):
+    message = refused(file, "training.epochs=5", "engine.decay=linear", "engine.decay_epochs=3")
+    assert "decay_epochs=3 ends before training.epochs=5" in message

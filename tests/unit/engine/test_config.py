@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from pydantic import ValidationError
 
@@ -61,3 +63,30 @@ def test_yamls_1e_3_is_a_number():
 def test_what_cannot_be_is_refused(settings):
     with pytest.raises(ValidationError):
         EngineConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("decay", "epoch", "factor"),
+    [
+        ("linear", 0.0, 0.0),
+        ("linear", 1.0, 0.5),
+        ("linear", 2.0, 0.8),
+        ("linear", 5.0, 0.5),
+        ("linear", 12.0, 0.0),
+        ("cosine", 2.5, (1 + math.cos(math.pi / 4)) / 2),
+        ("cosine", 10.0, 0.0),
+    ],
+)
+def test_learning_rates_rise_and_fall(decay, epoch, factor):
+    config = EngineConfig(warmup_epochs=2.0, decay=decay, decay_epochs=10.0)
+    assert config.lr_factor(epoch) == pytest.approx(factor)
+
+
+def test_learning_rates_stay_unless_told_otherwise():
+    assert [EngineConfig().lr_factor(epoch) for epoch in (0.0, 3.5, 100.0)] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("settings", [{"decay": "linear"}, {"decay_epochs": 3.0}])
+def test_a_decay_without_an_end_and_an_end_without_a_decay_are_errors(settings):
+    with pytest.raises(ValidationError, match="set both, or neither"):
+        EngineConfig(**settings)

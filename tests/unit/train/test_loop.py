@@ -25,7 +25,7 @@ def store(tmp_path):
     return manifest, DataConfig(store_uri=str(tmp_path / "store"), batch_size=8, max_len=6)
 
 
-def run(store, *, lr=1e-2, stop=None, epochs=1):
+def run(store, *, lr=1e-2, stop=None, epochs=1, **engine):
     manifest, config = store
     ensure_process_group("gloo")
     torch.manual_seed(0)
@@ -33,7 +33,7 @@ def run(store, *, lr=1e-2, stop=None, epochs=1):
     method = build(parse_method(settings), Catalog(12, 6))
     engines = Engines(
         method,
-        EngineConfig(lr=lr, optimizer="sgd"),
+        EngineConfig(lr=lr, optimizer="sgd", **engine),
         device=torch.device("cpu"),
         micro_batch_size=8,
         num_workers=1,
@@ -81,6 +81,19 @@ def test_the_same_seed_gives_the_same_weights(store):
     *_, second = run(store)
     for (name, a), (_, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_learning_rates_follow_the_samples_consumed(store):
+    manifest, config = store
+    whole = manifest, config.model_copy(update={"batch_size": 10})
+    taken, *_, twice = run(whole, epochs=2, decay="linear", decay_epochs=1.0)
+    *_, once = run(whole, decay="linear", decay_epochs=1.0)
+    *_, undecayed = run(whole)
+    assert len(taken) == 4
+    for name, parameter in twice.named_parameters():
+        assert torch.equal(parameter, once.get_parameter(name)), "nothing moves after its end"
+    item_table = once.get_parameter("encoder.item_table.weight")
+    assert not torch.equal(item_table, undecayed.get_parameter("encoder.item_table.weight"))
 
 
 def test_a_wish_to_stop_ends_training_after_the_step(store):
