@@ -1,0 +1,1 @@
+"""Studies: many trainings that answer one question with one table and one picture."""

@@ -1,0 +1,182 @@
+"""A study's trials on Ray Tune: placed, tried again, stopped early, taken up where they were."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import ASHAScheduler
+
+from distrl.errors import DivergedError
+from distrl.storage import exists, join, read_bytes, write_bytes
+from distrl.study.config import StudyConfig
+from distrl.study.trials import Trial
+from distrl.train.local import train_locally
+from distrl.train.monitor import SELECT_BY
+from distrl.watch import Say, cause
+
+TUNE_FOLDER = "tune"
+PROBLEM_FILE = "problem.txt"
+SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # three files a trial that nobody reads
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # its own would let an interrupted study go on to its table
+    "RAY_AIR_NEW_OUTPUT": "0",  # which prints whatever its verbosity
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+"""For Tune, which takes them from the environment alone."""
+
+
+def trial_folder(study_uri: str, trial: str) -> str:
+    """Where a trial's checkpoints are."""
+    return join(study_uri, "trials", trial)
+
+
+def problem_of(study_uri: str, trial: str) -> str | None:
+    """What ended a trial that no repetition would mend."""
+    uri = join(trial_folder(study_uri, trial), PROBLEM_FILE)
+    return read_bytes(uri).decode() if exists(uri) else None
+
+
+def run_trial(config: Mapping[str, Any], *, trials: Mapping[str, Trial], study_uri: str) -> None:
+    """What a Tune trial runs.
+
+    Its checkpoints are its own and not Tune's, whose record is up to seconds old when a driver
+    dies: a trial that Tune starts once more finds in its folder all that it had done.
+
+    Args:
+        config: {"trial": name}, as Tune hands it out.
+        trials: By name.
+        study_uri: The study's folder.
+    """
+    trial = trials[config["trial"]]
+    folder = trial_folder(study_uri, trial.name)
+    try:
+        for validated in train_locally(trial.run, folder):
+            report = {"epoch": validated.epoch, "targets_per_s": validated.targets_per_s}
+            tune.report({**report, SELECT_BY: validated.score})
+    except DivergedError as error:
+        write_bytes(join(folder, PROBLEM_FILE), str(error).encode())
+
+
+def tune_trials(
+    study: StudyConfig, trials: Sequence[Trial], study_uri: str, *, resume: bool, say: Say
+) -> dict[str, str]:
+    """Trains what is not finished yet, on a Ray that is connected already.
+
+    Returns:
+        What went wrong, by the name of each trial that failed.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    by_name = {trial.name: trial for trial in trials}
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, trials=by_name, study_uri=study_uri),
+        {"cpu": study.cpus_per_trial},
+    )
+    space = {"trial": tune.grid_search(list(by_name))}
+    folder = join(study_uri, TUNE_FOLDER)
+    if resume and tune.Tuner.can_restore(folder):
+        tuner = tune.Tuner.restore(folder, trainable, resume_errored=True, param_space=space)
+    else:
+        tuner = _new_tuner(study, trials, study_uri, trainable, space, say)
+    problems = {}
+    for result in tuner.fit():
+        name = (result.config or {})["trial"]
+        problem = problem_of(study_uri, name)
+        if result.error is not None:
+            problem = str(cause(result.error)).strip().splitlines()[-1]
+        if problem is not None:
+            problems[name] = problem
+    return problems
+
+
+def _new_tuner(
+    study: StudyConfig,
+    trials: Sequence[Trial],
+    study_uri: str,
+    trainable: Any,  # noqa: ANN401
+    space: dict[str, Any],
+    say: Say,
+) -> tune.Tuner:
+    return tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            scheduler=_scheduler(study, trials),
+            max_concurrent_trials=study.max_concurrent,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name=TUNE_FOLDER,
+            storage_path=study_uri,
+            failure_config=tune.FailureConfig(max_failures=study.max_failures),
+            callbacks=[Tell(say, {trial.name: trial for trial in trials})],
+            verbose=0,
+        ),
+    )
+
+
+def _name(trial: TuneTrial) -> str:
+    return trial.config["trial"]
+
+
+def _scheduler(study: StudyConfig, trials: Sequence[Trial]) -> ASHAScheduler | None:
+    """Tune's ASHA where the study asks for it, with epochs for its time."""
+    if study.halving is None:
+        return None
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric=SELECT_BY,
+        mode="max",
+        max_t=max(trial.run.training.epochs for trial in trials),
+        grace_period=study.halving.grace_epochs,
+        reduction_factor=study.halving.factor,
+    )
+
+
+class Tell(tune.Callback):
+    """Tells the user how far the trials are."""
+
+    def __init__(self, say: Say, trials: Mapping[str, Trial]) -> None:
+        self._say, self._trials = say, trials
+        self._over: set[str] = set()
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[TuneTrial],
+        trial: TuneTrial,
+        result: dict[str, Any],
+        **info: Any,  # noqa: ANN401
+    ) -> None:
+        """A line for each validation."""
+        ours = self._trials[_name(trial)]
+        if "epoch" in result:
+            self._say(
+                f"{ours.name} ({ours.label})  epoch {result['epoch']}/{ours.run.training.epochs}  "
+                f"validation NDCG@10 {result[SELECT_BY]:.4f}  "
+                f"{result['targets_per_s']:,.0f} targets/s"
+            )
+
+    def on_trial_complete(
+        self,
+        iteration: int,
+        trials: list[TuneTrial],
+        trial: TuneTrial,
+        **info: Any,  # noqa: ANN401
+    ) -> None:
+        """A line for each trial that is over, its end or an early one."""
+        self._over.add(_name(trial))
+        self._say(f"{_name(trial)} is trained; {len(self._over)} of {len(self._trials)} are")
+
+    def on_trial_error(
+        self,
+        iteration: int,
+        trials: list[TuneTrial],
+        trial: TuneTrial,
+        **info: Any,  # noqa: ANN401
+    ) -> None:
+        """A line for each process that died."""
+        self._say(f"warning: {_name(trial)} failed; it goes on from its checkpoint, if it may")
