@@ -8,8 +8,6 @@ import torch
 from jaxtyping import Float
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distrl.contract import Batch, Catalog, Losses, Method, Packed, Phase, Term
 from distrl.methods.contrasting import (
@@ -20,6 +18,7 @@ from distrl.methods.contrasting import (
     takes_part,
 )
 from distrl.methods.encoding import next_item, target_states
+from distrl.methods.second_order import called_with, detached_weights, stepped
 from distrl.nn.augmenters import MLPAugmenter
 from distrl.nn.encoder import stack
 from distrl.ops.losses import next_item_loss, pair_contrast
@@ -157,58 +156,31 @@ class MCLRec(Method):
 
     def _losses_after_step(self, batch: Batch) -> Losses:
         """Eq. 15 on the encoder after a step on Eq. 14 that the augmenters are answerable for."""
-        assert batch.views is not None, "only called with views"
-        moved = self._stepped_encoder(batch)
-
-        def encoder(packed: Packed, at: Tensor) -> Tensor:
-            return functional_call(self.encoder, moved, (packed, at))
-
-        with sdpa_kernel(SDPBackend.MATH):
-            states, (h1, h2) = target_states(encoder, batch, batch.views)
-        losses = self._eq_15(batch, h1, h2)
-        weight = self.config.meta_next_item_weight
-        if weight == 0:
-            return losses
-        table = moved["item_table.weight"][: self.encoder.num_items + 1]
-        value = next_item_loss(states, table, batch.targets, products=self.config.products)
-        return Losses({**losses.terms, "meta_next_item": Term(weight, value, "target")})
-
-    def _stepped_encoder(self, batch: Batch) -> dict[str, Tensor]:
-        """The encoder's weights after one gradient step on Eq. 14, as functions of the augmenters.
-
-        Every worker takes the step on its own batch.
-        """
-        assert batch.views is not None, "only called with views"
-        weights = {
-            name: weight.detach().requires_grad_()
-            for name, weight in self.encoder.named_parameters()
-        }
-
-        def encoder(packed: Packed, at: Tensor) -> Tensor:
-            return functional_call(self.encoder, weights, (packed, at))
-
-        # Only the math kernel of attention can be differentiated twice.
-        with sdpa_kernel(SDPBackend.MATH):
-            states, (h1, h2) = target_states(encoder, batch, batch.views)
-        table = weights["item_table.weight"][: self.encoder.num_items + 1]
-        fixed = next_item_loss(states, table, batch.targets, products=self.config.products)
+        views, config = batch.views, self.config
+        assert views is not None, "only called with views"
+        before = detached_weights(self.encoder)
+        states, (h1, h2) = target_states(called_with(self.encoder, before), batch, views)
+        next_item_before = self._next_item(before, states, batch)
         terms = self._contrasts(batch, h1, h2)
-        if "data_contrast" in terms:
-            fixed = fixed + terms["data_contrast"].weight * terms["data_contrast"].value
+        data = [t.weight * t.value for name, t in terms.items() if name == "data_contrast"]
         learned = [t.weight * t.value for name, t in terms.items() if name != "data_contrast"]
-        leaves = list(weights.values())
-        # The augmenters have no say in these, so their gradient needs no graph of its own.
-        steps = torch.autograd.grad(fixed, leaves, retain_graph=True)
-        if learned:
-            through = torch.autograd.grad(
-                torch.stack(learned).sum(), leaves, create_graph=True, materialize_grads=True
-            )
-            steps = [a + b for a, b in zip(steps, through, strict=True)]
-        rate = self.config.meta_lr
-        return {
-            name: weight.detach() - rate * step
-            for (name, weight), step in zip(weights.items(), steps, strict=True)
-        }
+        after = stepped(
+            before,
+            fixed=torch.stack([next_item_before, *data]).sum(),
+            learned=torch.stack(learned).sum() if learned else None,
+            lr=config.meta_lr,
+        )
+        states, (h1, h2) = target_states(called_with(self.encoder, after), batch, views)
+        losses = self._eq_15(batch, h1, h2)
+        if config.meta_next_item_weight == 0:
+            return losses
+        value = self._next_item(after, states, batch)
+        return Losses({**losses.terms, "meta": Term(config.meta_next_item_weight, value, "target")})
+
+    def _next_item(self, weights: Mapping[str, Tensor], states: Tensor, batch: Batch) -> Tensor:
+        """The next-item loss under weights that are not the encoder's own."""
+        table = weights["item_table.weight"][: self.encoder.num_items + 1]
+        return next_item_loss(states, table, batch.targets, products=self.config.products)
 
     def _model_terms(
         self, pairs: Contrasted, weight: float, margin_weight: float

@@ -31,6 +31,7 @@ from tests.parity.engine_methods import (
     Reference,
     batches_of,
     cut,
+    empty,
     lopsided,
     make,
     shares_of,
@@ -108,9 +109,11 @@ def parity(stage):
     adam = {"zero_stage": stage, "lr": 1e-2, "lr_of": {"head": 3e-3}}
     clip = {"model": {"model_weight": 0.4}, "max_grad_norm": 0.05}
     drop = {"model": {"dropout": 0.5}, "seeded": True}
+    meta = {"model": {"meta": "second_order", "meta_lr": 0.1, "model_weight": 0.4}}
     for steps in (3, 2, "joint"):
         model = {"steps_per_batch": steps}
         yield f"mclrec-{steps}", against_torch("mclrec", lopsided, model=model, **sgd)
+    yield "second-order", against_torch("mclrec", lopsided, **meta, **sgd)
     yield "tiny", against_torch("tiny", lopsided, **sgd)
     yield "dropout", against_torch("tiny", batches_of, **drop, **sgd)
     yield "clipped", against_torch("mclrec", batches_of, **clip, **sgd)
@@ -121,16 +124,30 @@ def parity(stage):
     yield "bf16-adam", against_torch("tiny", batches_of, precision="bf16", **adam)
 
 
-def union(stage):
+def union(stage, name="sasrec", **model):
     """Unequal batches on this many ranks against all their rows in one batch."""
-    method = make("sasrec")
+    method = make(name, **model)
     reference = Reference(method, EngineConfig(optimizer="sgd", lr=0.1))
     engines = engines_of(method, zero_stage=stage, optimizer="sgd", lr=0.1)
     for step in range(STEPS):
+        split, whole = batches_of(step, world_size()), cut(step, 0, 7)
+        if world_size() == 2 and step == 1:
+            split = [empty(), whole]
+        if world_size() == 2 and step == 2:
+            split = [cut(step, 0, 6), cut(step, 6, 7)]
         for phase in method.phases(0):
-            take(engines, batches_of(step, world_size()), phase, step)
-            reference.step([cut(step, 0, 7)], phase)
+            take(engines, split, phase, step)
+            reference.step([whole], phase)
     return worst(checkpoint.full_weights(engines), reference.master)
+
+
+def all_workers(stage):
+    """Negatives of all workers: a loss that does not depend on how pairs are spread."""
+    shared = {"negatives": "all_workers", "false_negatives": "same_sample_or_target"}
+    yield "mclrec", union(stage, "mclrec", data_weight=0.3, model_weight=0.3, **shared)
+    joint = {"steps_per_batch": "joint", "negatives": "all_workers"}
+    yield "mclrec-joint", union(stage, "mclrec", model_weight=0.3, **joint)
+    yield "cl4srec", union(stage, "cl4srec", data_weight=0.3, **shared)
 
 
 def moved_parts(stage):
@@ -264,6 +281,8 @@ def every_case(out):
         for name, figures in parity(stage):
             yield f"{name}-z{stage}", figures
         yield f"union-z{stage}", union(stage)
+        for name, figures in all_workers(stage):
+            yield f"all-workers-{name}-z{stage}", figures
         yield f"moved-z{stage}", moved_parts(stage)
         yield f"kept-z{stage}", kept(stage)
         for precision in ("fp32", "bf16"):

@@ -1,6 +1,7 @@
 """Methods, batches and the plain-torch reference that the engines are held against."""
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -108,14 +109,16 @@ def rows(step):
 def cut(step, start, end):
     sequences, targets, (first, second) = rows(step)
     views = (first[start:end], second[start:end])
-    return batch_of(sequences[start:end], targets[start:end], views, MAX_LEN)
+    batch = batch_of(sequences[start:end], targets[start:end], views, MAX_LEN)
+    numbers = torch.arange(start, end) // 3  # three prefixes a sample, over the border of ranks too
+    return replace(batch, pair_sample=numbers, pair_target=batch.targets)
 
 
 def empty():
     none = torch.zeros(0, dtype=torch.int64)
     blank = torch.zeros((1, MAX_LEN), dtype=torch.int64)
     packed = Packed(blank, torch.full_like(blank, -1), blank, none)
-    return Batch(packed, none, none, (packed, packed))
+    return Batch(packed, none, none, (packed, packed), none, none)
 
 
 def batches_of(step, world):

@@ -74,7 +74,10 @@ def assert_close(figures, tolerance=TOLERANCE):
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(
     "case",
-    ["mclrec-3", "mclrec-2", "mclrec-joint", "tiny", "dropout", "clipped", "momentum", "adam"],
+    [
+        *("mclrec-3", "mclrec-2", "mclrec-joint", "second-order"),
+        *("tiny", "dropout", "clipped", "momentum", "adam"),
+    ],
 )
 def test_every_phase_moves_weights_as_plain_torch_does(found, world, stage, case):
     figures = found[world][f"{case}-z{stage}"]
@@ -100,6 +103,15 @@ def test_clipping_changes_the_step(found, world):
 @pytest.mark.parametrize("stage", STAGES)
 def test_unequal_batches_on_two_ranks_equal_all_rows_in_one(found, stage):
     assert_close(found[2][f"union-z{stage}"])
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("method", ["mclrec", "mclrec-joint", "cl4srec"])
+def test_negatives_of_all_workers_make_the_loss_of_one_worker_with_all_pairs(
+    found, world, stage, method
+):
+    assert_close(found[world][f"all-workers-{method}-z{stage}"])
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -13,23 +13,25 @@ def dot(a, b):
     return math.fsum(x * y for x, y in zip(a, b, strict=True))
 
 
-def scores(first, second, temperature):
+def scores(first, second, temperature, alike=()):
     """For each anchor: its positive's score, and its negatives' scores."""
     views = [row.tolist() for row in torch.cat([first, second])]
     half = len(first)
     for i, anchor in enumerate(views):
         partner = (i + half) % len(views)
         negatives = [
-            dot(anchor, v) / temperature for j, v in enumerate(views) if j not in (i, partner)
+            dot(anchor, v) / temperature
+            for j, v in enumerate(views)
+            if j not in (i, partner) and {i % half, j % half} not in alike
         ]
         yield dot(anchor, views[partner]) / temperature, negatives
 
 
-def info_nce_by_hand(first, second, temperature):
+def info_nce_by_hand(first, second, temperature, alike=()):
     """MCLRec Eq. 8 averaged over anchors."""
     losses = [
         math.log(math.fsum(math.exp(s) for s in [positive, *negatives])) - positive
-        for positive, negatives in scores(first, second, temperature)
+        for positive, negatives in scores(first, second, temperature, alike)
     ]
     return math.fsum(losses) / len(losses)
 
@@ -38,9 +40,9 @@ def relu(x):
     return max(x, 0.0)
 
 
-def margin_by_hand(first, second, temperature, anchor):
+def margin_by_hand(first, second, temperature, anchor, alike=()):
     """MCLRec Eqs. 11-13 in their relu form, with bounds per anchor or over the batch."""
-    rows = list(scores(first, second, temperature))
+    rows = [(p, n) for p, n in scores(first, second, temperature, alike) if n]
     if anchor == "global":
         worst, hardest = min(p for p, _ in rows), max(max(n) for _, n in rows)
         bounds = [(min(worst, hardest), max(worst, hardest))] * len(rows)
@@ -71,6 +73,51 @@ def test_the_closed_form_of_the_regularizer_is_its_relu_form(anchor, scale):
         margin_by_hand(first, second, 0.5, anchor), rel=1e-12
     )
     assert both.info_nce.item() == pytest.approx(info_nce_by_hand(first, second, 0.5), rel=1e-12)
+
+
+def as_mask(alike, num_sequences):
+    mask = torch.zeros((num_sequences, num_sequences), dtype=torch.bool)
+    for i, j in (sorted(pair) for pair in alike):
+        mask[i, j] = mask[j, i] = True
+    return mask
+
+
+@pytest.mark.parametrize("anchor", ["per_anchor", "global"])
+@pytest.mark.parametrize(
+    "alike",
+    [({0, 3}, {1, 2}, {1, 4}), tuple({0, other} for other in range(1, 5))],
+    ids=["some pairs", "an anchor with no negative at all"],
+)
+def test_sequences_that_are_alike_are_no_negatives_of_each_other(anchor, alike):
+    first, second = torch.randn(2, 5, 6, dtype=torch.float64)
+    mask = as_mask(alike, 5)
+    both = pair_contrast(first, second, temperature=0.5, anchor=anchor, alike=mask)
+    assert both.info_nce.item() == pytest.approx(
+        info_nce_by_hand(first, second, 0.5, alike), rel=1e-12
+    )
+    assert both.margin.item() == pytest.approx(
+        margin_by_hand(first, second, 0.5, anchor, alike), rel=1e-12
+    )
+    alone = info_nce(first, second, temperature=0.5, alike=mask)
+    assert alone.item() == pytest.approx(both.info_nce.item(), rel=1e-12)
+
+
+def test_a_mask_of_nobody_changes_nothing_and_its_diagonal_plays_no_part():
+    first, second = torch.randn(2, 5, 6, dtype=torch.float64)
+    plain = pair_contrast(first, second, temperature=0.5)
+    for mask in (as_mask((), 5), torch.eye(5, dtype=torch.bool)):
+        masked = pair_contrast(first, second, temperature=0.5, alike=mask)
+        torch.testing.assert_close(torch.stack(masked), torch.stack(plain), rtol=1e-12, atol=0)
+
+
+def test_a_batch_of_sequences_that_are_all_alike_has_no_loss():
+    first, second = torch.randn(2, 4, 6, dtype=torch.float64).requires_grad_()
+    mask = torch.ones((4, 4), dtype=torch.bool)
+    both = pair_contrast(first, second, temperature=1.0, alike=mask)
+    assert both.info_nce.item() == 0.0
+    assert both.margin.item() == 0.0
+    (gradient,) = torch.autograd.grad(both.info_nce + both.margin, first)
+    assert not gradient.any()
 
 
 def test_the_closed_form_has_the_gradient_of_the_relu_form():
@@ -118,6 +165,21 @@ def test_the_next_item_loss_is_torchs_cross_entropy_in_value_and_gradient(chunk_
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_bf16_products_change_the_loss_and_its_gradients_by_less_than_their_rounding():
+    states, table = torch.randn(300, 64), 0.3 * torch.randn(900, 64)
+    targets = torch.randint(1, 900, (300,))
+    found = {}
+    for products in ("fp32", "bf16"):
+        leaves = states.clone().requires_grad_(), table.clone().requires_grad_()
+        loss = next_item_loss(*leaves, targets, products=products, chunk_bytes=100_000)
+        loss.backward()
+        assert leaves[0].grad.dtype == torch.float32
+        found[products] = loss.item(), *(leaf.grad for leaf in leaves)
+    assert found["bf16"][0] == pytest.approx(found["fp32"][0], rel=1e-3)
+    for exact, rounded in zip(found["fp32"][1:], found["bf16"][1:], strict=True):
+        assert 0 < (rounded - exact).norm() / exact.norm() < 2**-7
 
 
 def test_no_targets_are_a_loss_and_a_gradient_of_zero():

@@ -174,3 +174,27 @@ def test_nothing_left_makes_a_batch_without_targets(num_views, mode):
     for view in batch.views or ():
         assert view.items.shape == (1, 8)
         assert view.last.shape == (0,)
+
+
+@pytest.mark.parametrize(("mode", "contrasted"), [("all_positions", 3), ("prefix", 1)])
+def test_pairs_name_their_sample_and_the_item_that_follows(mode, contrasted):
+    settings = {"samples": mode, "contrasted_prefixes": contrasted, "augment": KEEP_ALL}
+    rows = [[1, 2], [3, 4, 5], [6, 7, 8, 9]]
+    batch = maker(**settings).make(served(rows))
+    followed = [
+        [*prefix, target]
+        for prefix, target in zip(segments(batch.views[0]), batch.pair_target.tolist(), strict=True)
+    ]
+    whose = [next(row for row in rows if row[: len(f)] == f)[0] for f in followed]
+    numbers = dict(zip(whose, batch.pair_sample.tolist(), strict=True))
+    assert [numbers[first] for first in whose] == batch.pair_sample.tolist()
+    assert len(set(numbers.values())) == 3
+    assert len(followed) == (6 if mode == "all_positions" else 3)
+    again = maker(**settings).make(served(rows[1:], serials=[1, 2]))
+    assert set(again.pair_sample.tolist()) == {numbers[3], numbers[6]}
+
+
+def test_methods_without_views_number_no_pairs():
+    batch = maker(num_views=0).make(served([[1, 2, 3]]))
+    assert batch.pair_sample is None
+    assert batch.pair_target is None
