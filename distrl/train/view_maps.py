@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, ValidationError
 from sklearn.manifold import TSNE
 from torch import Tensor
@@ -18,6 +18,7 @@ from distrl.data.store import manifest_hash, read_manifest
 from distrl.data.stream import local_batches
 from distrl.errors import CheckpointError, ConfigError
 from distrl.ops.diagnostics import view_diagnostics
+from distrl.schema import PAD_ID
 from distrl.storage import absolute, filesystem
 from distrl.train.saved import RUN_FILE, load_model, model_files
 
@@ -52,6 +53,8 @@ class ViewMap:
     augmenters make of them, z."""
     first: Float[np.ndarray, "P 2"]
     second: Float[np.ndarray, "P 2"]
+    hidden: tuple[Bool[np.ndarray, " P"], Bool[np.ndarray, " P"]]
+    """Whether the newest item of the first and of the second view is masked."""
     diagnostics: Mapping[str, float]
     """Of the views themselves, not of the map."""
     hidden_size: int
@@ -155,25 +158,36 @@ def map_views(
             f"{model.label} has no views to show: its method contrasts none; name a checkpoint of "
             "cl4srec or mclrec"
         )
+    hidden = _newest_hidden(batch, model.num_items, num_pairs)
     return tuple(
-        _mapped(model.label, kind, first[:num_pairs], second[:num_pairs], perplexity, seed)
+        ViewMap(
+            model.label,
+            kind,
+            *_laid_out(first[:num_pairs], second[:num_pairs], perplexity, seed),
+            hidden,
+            view_diagnostics(first[:num_pairs], second[:num_pairs]),
+            first.shape[1],
+        )
         for kind, (first, second) in states.items()
     )
 
 
-def _mapped(
-    label: str, kind: str, first: Tensor, second: Tensor, perplexity: float, seed: int
-) -> ViewMap:
-    """One kind of view, laid out by t-SNE on cosine distances, in which collapse is measured."""
+def _newest_hidden(
+    batch: Batch, num_items: int, num_pairs: int
+) -> tuple[Bool[np.ndarray, " P"], Bool[np.ndarray, " P"]]:
+    """Where a view ends in PAD or in the mask token."""
+    assert batch.views is not None, "it was made with views"
+    ends = [view.items.flatten()[view.last[:num_pairs]].numpy() for view in batch.views]
+    first, second = ((end == PAD_ID) | (end > num_items) for end in ends)
+    return first, second
+
+
+def _laid_out(
+    first: Float[Tensor, "P D"], second: Float[Tensor, "P D"], perplexity: float, seed: int
+) -> tuple[Float[np.ndarray, "P 2"], Float[np.ndarray, "P 2"]]:
+    """Both views in one map, by t-SNE on cosine distances, in which collapse is measured."""
     both = torch.nn.functional.normalize(torch.cat([first, second]).double(), dim=1).numpy()
     layout = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1)
     # On unit vectors squared Euclidean distance is twice the cosine distance.
     points = layout.fit_transform(both).astype(np.float64)
-    return ViewMap(
-        label,
-        kind,
-        points[: len(first)],
-        points[len(first) :],
-        view_diagnostics(first, second),
-        first.shape[1],
-    )
+    return points[: len(first)], points[len(first) :]

@@ -88,14 +88,15 @@ def table(maps: Sequence[ViewMap]) -> str:
 
 
 def as_csv(maps: Sequence[ViewMap]) -> str:
-    """A row for each point: model, kind, pair, view 1 or 2, x, y."""
+    """A row for each point: model, kind, pair, view 1 or 2, whether its newest item is masked."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "kind", "pair", "view", "x", "y"])
+    writer.writerow(["model", "kind", "pair", "view", "newest_hidden", "x", "y"])
     for one in maps:
         for view, points in enumerate((one.first, one.second), start=1):
             for pair, (x, y) in enumerate(points):
-                writer.writerow([one.label, one.kind, pair, view, f"{x:.4f}", f"{y:.4f}"])
+                hidden = int(one.hidden[view - 1][pair])
+                writer.writerow([one.label, one.kind, pair, view, hidden, f"{x:.4f}", f"{y:.4f}"])
     return text.getvalue()
 
 

@@ -101,12 +101,25 @@ def test_models_are_shown_the_same_pairs_and_each_seed_others(checkpoint):
 def test_views_are_those_of_the_models_own_augmentation(checkpoint):
     uri = checkpoint("one", augment={"operations": ["reorder"], "distinct": False})
     batch = contrasted(read_model("one", uri, None), NUM_PAIRS, 3)
+    assert not any(hidden.any() for hidden in mapped(uri)[0].hidden)
     for view in batch.views:  # a reordered prefix holds the same items
         of_view = [sorted(view.items[view.segment == s].tolist()) for s in range(NUM_PAIRS)]
         of_input = [
             sorted(batch.clean.items[batch.clean.segment == s].tolist()) for s in range(NUM_PAIRS)
         ]
         assert of_view == of_input
+
+
+@pytest.mark.parametrize("mask_with", ["pad", "token"])
+def test_views_whose_newest_item_is_masked_are_told(checkpoint, mask_with):
+    augment = {"operations": ["mask"], "distinct": False, "mask_with": mask_with}
+    uri = checkpoint("one", augment=augment)
+    batch = contrasted(read_model("one", uri, None), NUM_PAIRS, 3)
+    for view, hidden in zip(batch.views, mapped(uri)[0].hidden, strict=True):
+        newest = [view.items[view.segment == s][-1].item() for s in range(NUM_PAIRS)]
+        mask_id = 0 if mask_with == "pad" else NUM_ITEMS + 1
+        assert hidden.tolist() == [item == mask_id for item in newest]
+        assert 0 < hidden.sum() < NUM_PAIRS
 
 
 def test_the_report_holds_every_point_and_a_panel_for_each_map(checkpoint):
