@@ -1,20 +1,29 @@
 """How models are ranked against the catalog."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Le
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from distrl.schema import Config
 
 
 class EvaluationConfig(Config):
-    """Full-catalog ranking of held-out items. Nothing here but the first two changes a metric."""
+    """Full-catalog ranking of held-out items. Nothing here but the first four changes a metric."""
 
     cutoffs: tuple[PositiveInt, ...] = (5, 10, 20)
     """The k of HR@k, NDCG@k and MRR@k, rising."""
     length_bounds: tuple[PositiveInt, ...] = (5, 8, 20, 50)
     """Inclusive upper ends, rising, of the buckets of the table by length; a user's length counts
     the held-out items too, as in MCLRec's Table 5."""
+    noise_share: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Random items put into each history before the model reads it, as a share of the items that
+    it would read: robustness to noise, as in MCLRec's Fig. 7, which leaves the procedure open.
+    Ours is `distrl.ops.sequences.with_random_items`. Only on the test split, so that no checkpoint
+    is chosen by it; the targets, the seen items and the baselines are those of the clean
+    history."""
+    noise_seed: NonNegativeInt = 0
+    """With a user's id it decides which items and where, whatever the batch and the shard."""
     dtype: Literal["float64", "float32"] = "float64"
     """Precision of the encoder's pass. float64 keeps ranks the same in any batch; float32 halves
     the time of the pass and moves a near-tie now and then. Scores are exact either way."""

@@ -196,3 +196,82 @@ class Views:
                 sequences = reorder(sequences, width, keys)
         # Last, because it alone changes the lengths that the others go by.
         return crop(sequences, crop_to, keys)
+
+
+_COUNT, _ITEM, _GAP = 21, 22, 23
+"""Purposes of draws of noise."""
+
+
+def with_random_items(
+    histories: Ragged,
+    max_len: int,
+    share: float,
+    num_items: int,
+    keys: UInt64[np.ndarray, " rows"],
+) -> Ragged:
+    """Histories with random items put between their own.
+
+    Of a history the newest L <= max_len items are what a model reads. floor(share * L + u) items go
+    in, with one u in [0, 1) a row, so that the mean over rows is share * L: rounded down, 5 % would
+    leave every history of less than 20 items clean. Rows keep their u, so a larger share never puts
+    fewer items in. Each is drawn uniformly and apart from the others from the items that are
+    nowhere in the whole history (the target may be among them), and goes into one of the L + 1
+    gaps, before the oldest and behind the newest included, drawn uniformly too. Then the oldest,
+    noise or not, leave until max_len are left.
+
+    Args:
+        histories: Rows of items 1..num_items, oldest first.
+        max_len: Items that a model reads.
+        share: Of the items read.
+        num_items: Items of the catalog, V; a row that has met all of them stays as it is.
+        keys: One a row: the same key, history and share give the same noise.
+    """
+    window = histories.newest(max_len)
+    start = (mixed(keys, _COUNT) >> np.uint64(11)).astype(np.float64) / (1 << 53)
+    counts = np.floor(share * window.lengths + start).astype(np.int64)
+    known, num_known = _known_items(histories)
+    counts = np.where(num_known < num_items, counts, 0)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    number = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    draws = mixed(keys[rows], number)
+    choice = below(mixed(draws, _ITEM), (num_items - num_known)[rows])
+    gap = below(mixed(draws, _GAP), window.lengths[rows] + 1)
+    return _inserted(window, _unknown_items(known, rows, choice), rows, gap).newest(max_len)
+
+
+def _known_items(histories: Ragged) -> tuple[Ragged, Int64[np.ndarray, " rows"]]:
+    """The different items of each row, rising, and how many they are."""
+    order = np.lexsort((histories.values, histories.rows))
+    rows, values = histories.rows[order], histories.values[order]
+    is_first = np.ones(len(values), dtype=bool)
+    is_first[1:] = (rows[1:] != rows[:-1]) | (values[1:] != values[:-1])
+    known = Ragged(values, histories.offsets).keep(is_first)
+    return known, known.lengths
+
+
+def _unknown_items(
+    known: Ragged, rows: Int64[np.ndarray, " noise"], choice: Int64[np.ndarray, " noise"]
+) -> Int64[np.ndarray, " noise"]:
+    """The choice-th item, from 0, of those that a row does not know."""
+    # Before the j-th known item there are so many unknown ones; as many known items as have no
+    # more than `choice` before them lie below the answer.
+    unknown_before = known.values - 1 - known.positions
+    width = int(max(unknown_before.max(initial=0), choice.max(initial=0))) + 1
+    places = known.rows * width + unknown_before
+    below_it = np.searchsorted(places, rows * width + choice, side="right") - known.offsets[rows]
+    return 1 + choice + below_it
+
+
+def _inserted(
+    sequences: Ragged,
+    items: Int64[np.ndarray, " noise"],
+    rows: Int64[np.ndarray, " noise"],
+    gap: Int64[np.ndarray, " noise"],
+) -> Ragged:
+    """Each row with items put in front of its gap-th own one, in the order given within a gap."""
+    all_rows = np.concatenate([sequences.rows, rows])
+    place = np.concatenate([2 * sequences.positions + 1, 2 * gap])
+    order = np.lexsort((place, all_rows))  # stable
+    lengths = sequences.lengths + np.bincount(rows, minlength=len(sequences.lengths))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Ragged(np.concatenate([sequences.values, items])[order], offsets)

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from distrl.contract import Method
 from distrl.data.evaluation_config import EvaluationConfig
+from distrl.data.id_hash import hash_ids
 from distrl.nn.histories import pad_histories
 from distrl.ops.held_out import Cases, held_out_cases, last_occurrence, renamed
 from distrl.ops.metrics import MISS, RankCounts
 from distrl.ops.ragged import Ragged
 from distrl.ops.ranking import ItemGrid, seen_before_target, target_ranks, top_items
+from distrl.ops.sequences import with_random_items
 from distrl.schema import PAD_ID, Shard, Split
 from distrl.train.baselines import rank_by_popularity, rank_by_recency, seen_targets
 from distrl.train.reading import ragged, shard_batches
@@ -93,6 +95,7 @@ class Ranker:
             DivergedError: If an item vector is not finite.
         """
         self._task, self._config = task, task.config
+        self._noise = task.config.noise_share if task.split == "test" else 0.0
         self._device = torch.device("cuda" if task.config.gpus_per_worker > 0 else "cpu")
         self._method = method.to(self._device, encoder_dtype(task.config)).eval()
         with torch.inference_mode():
@@ -110,12 +113,14 @@ class Ranker:
             StorageError: If it cannot be read.
             DivergedError: If a state is not finite.
         """
-        tally = self._tally(held_out_cases(Ragged.of([]), self._task.split), 0)
-        for batch in shard_batches(self._task.store_uri, shard, self._config.batch_size, ["items"]):
+        tally = self._tally(held_out_cases(Ragged.of([]), self._task.split), 0, None)
+        columns = ["user", "items"] if self._noise else ["items"]
+        for batch in shard_batches(self._task.store_uri, shard, self._config.batch_size, columns):
             sequences = ragged(batch.column("items"))
             cases = held_out_cases(sequences, self._task.split)
             num_users = len(sequences.lengths)
-            tally += self._tally(cases, num_users - len(cases.targets))
+            users = batch.column("user").take(pa.array(cases.rows)) if self._noise else None
+            tally += self._tally(cases, num_users - len(cases.targets), users)
             on_batch(num_users)
         return tally
 
@@ -145,8 +150,8 @@ class Ranker:
                 batch.column("user").take(chosen), ids.cpu().numpy(), scores.cpu().numpy()
             )
 
-    def _tally(self, cases: Cases, num_skipped: int) -> Tally:
-        kept, masked, num_unknown = self._model_ranks(self._in_model_ids(cases))
+    def _tally(self, cases: Cases, num_skipped: int, users: pa.Array | None) -> Tally:
+        kept, masked, num_unknown = self._model_ranks(self._in_model_ids(cases), users)
         ranks = {f"{MODEL}/kept": kept, f"{MODEL}/masked": masked}
         if self._task.popularity is not None:
             kept, masked = rank_by_popularity(cases, self._task.popularity)
@@ -166,16 +171,22 @@ class Ranker:
 
     @torch.inference_mode()
     def _model_ranks(
-        self, cases: Cases
+        self, cases: Cases, users: pa.Array | None
     ) -> tuple[Int64[np.ndarray, " U"], Int64[np.ndarray, " U"], int]:
-        """Ranks kept and masked of all cases, and how many the model cannot rank."""
+        """Ranks kept and masked of all cases, and how many the model cannot rank.
+
+        Users, one a case, are there where histories are read with noise.
+        """
         kept = np.full(len(cases.targets), MISS, dtype=np.int64)
         masked = kept.copy()
         known = np.flatnonzero((cases.targets != PAD_ID) & (cases.histories.lengths > 0))
         num_unknown = len(kept) - len(known)
         if len(known):
             histories = cases.histories.take(known)
-            states = self._states(histories)
+            read = histories
+            if users is not None:
+                read = self._noisy(histories, users.take(pa.array(known)))
+            states = self._states(read)
             targets = self._tensor(cases.targets[known])
             seen = self._distinct(histories)
             rank = target_ranks(states, self._grid, targets, item_chunk=self._config.item_chunk)
@@ -184,6 +195,12 @@ class Ranker:
             masked[known] = (rank - gain).cpu().numpy()
             masked[seen_targets(cases)] = MISS
         return kept, masked, num_unknown
+
+    def _noisy(self, histories: Ragged, users: pa.Array) -> Ragged:
+        """What the model reads instead, in a study of noise; nothing else sees it."""
+        num_items = self._method.item_vectors.shape[0] - 1
+        keys = hash_ids(users, self._config.noise_seed)
+        return with_random_items(histories, self._task.max_len, self._noise, num_items, keys)
 
     def _states(self, histories: Ragged) -> Float[Tensor, "U D"]:
         """One state a history, encoded in order of length, so that little is padded."""
