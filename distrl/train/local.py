@@ -11,7 +11,7 @@ import torch
 from distrl.config import RunConfig
 from distrl.data.evaluation_config import EvaluationConfig
 from distrl.data.samples import BatchMaker, empty_batch
-from distrl.data.store import read_manifest
+from distrl.data.store import manifest_hash, read_manifest
 from distrl.data.stream import local_batches
 from distrl.engine.collectives import ensure_process_group
 from distrl.schema import Config
@@ -91,7 +91,7 @@ def train_locally(run: RunConfig, folder_uri: str) -> Iterator[Validated]:
     if history and is_over(run, history):
         return
     manifest = read_manifest(run.data.store_uri)
-    state = TrainingState(run, manifest, torch.device("cpu"))
+    state = TrainingState(run, manifest, manifest_hash(manifest), torch.device("cpu"))
     if kept.latest is not None:
         with kept.files(kept.latest) as files:
             state.load(files)

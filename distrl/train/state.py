@@ -11,7 +11,6 @@ import torch
 from distrl.config import RunConfig
 from distrl.contract import Catalog
 from distrl.data.plan import Ledger
-from distrl.data.store import manifest_hash
 from distrl.engine import checkpoint
 from distrl.engine.collectives import gather_objects, rank, world_size
 from distrl.engine.zero import Engines
@@ -36,18 +35,21 @@ class TrainingState:
     Every rank of the process group, which exists already, has one.
     """
 
-    def __init__(self, run: RunConfig, manifest: Manifest, device: torch.device) -> None:
+    def __init__(
+        self, run: RunConfig, manifest: Manifest, store_hash: str, device: torch.device
+    ) -> None:
         """Draws the weights that the seed says, the same on every rank. Collective.
 
         Args:
             run: What is trained.
             manifest: Of the store that it is trained on.
+            store_hash: Of the manifest.
             device: Where.
 
         Raises:
             ConfigError: If a learning rate is meant for a part that does not exist.
         """
-        self.run, self.store_hash = run, manifest_hash(manifest)
+        self.run, self.store_hash = run, store_hash
         self.rows_per_epoch = rows_per_epoch(run, manifest)
         torch.manual_seed(run.seed)
         self.method = build(run.method, Catalog(manifest.num_items, run.data.max_len)).train()

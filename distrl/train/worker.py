@@ -1,6 +1,5 @@
 """What each Ray Train worker runs: builds the parts, resumes, trains, and reports checkpoints."""
 
-import json
 import shutil
 import tempfile
 import time
@@ -15,22 +14,15 @@ from ray.train import Checkpoint, CheckpointUploadMode, ValidationTaskConfig
 from ray.train.torch import get_device
 
 from distrl.config import RunConfig
-from distrl.contract import Catalog, Method
-from distrl.data.plan import Ledger
 from distrl.data.samples import BatchMaker, empty_batch
 from distrl.data.stream import batches
-from distrl.engine import checkpoint
 from distrl.engine.collectives import ensure_process_group, gather_objects, rank, world_size
-from distrl.engine.zero import Engines
 from distrl.errors import DistrlError
-from distrl.methods import build
 from distrl.schema import Manifest
 from distrl.train.collapse import CollapseProbe
 from distrl.train.loop import Curves, Step, StopSignal, steps
-
-LEDGER_FILE = "ledger.json"
-PROGRESS_FILE = "progress.json"
-RUN_FILE = "run.json"
+from distrl.train.state import LEDGER_FILE as LEDGER_FILE
+from distrl.train.state import TrainingState
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +34,6 @@ class WorkerTask:
     store_hash: str
     monitor: Any
     """Handle of the actor that hosts the run's Monitor."""
-
-
-def rows_per_epoch(run: RunConfig, manifest: Manifest) -> int:
-    """Samples of one epoch: prefixes in the papers' protocol, otherwise users with a target."""
-    prefix = run.data.samples == "prefix"
-    return manifest.num_prefixes if prefix else manifest.num_trainable_rows
 
 
 def train_worker(task: dict[str, Any]) -> dict[str, Any]:
@@ -64,8 +50,8 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any]:
     try:
         worker.train()
     except DistrlError as error:
-        return {"steps": worker.step, "error": error}
-    return {"steps": worker.step, "error": None}
+        return {"steps": worker.state.step, "error": error}
+    return {"steps": worker.state.step, "error": None}
 
 
 class _Worker:
@@ -78,72 +64,47 @@ class _Worker:
         ensure_process_group("nccl" if self.run.workers.use_gpu else "gloo")
         on_gpu = self.run.workers.use_gpu
         self.device = get_device() if on_gpu else torch.device("cpu")
-        self.method = self._build()
-        self.engines = Engines(
-            self.method,
-            self.run.engine,
-            device=self.device,
-            micro_batch_size=self.run.data.batch_size // world_size(),
-            num_workers=world_size(),
-        )
-        self.rows_per_epoch = rows_per_epoch(self.run, task.manifest)
-        self.ledger = Ledger(task.store_hash)
-        self.new = Ledger(task.store_hash)
-        self.step = 0
-        self.waited_s = 0.0
-        self.views = CollapseProbe(self.method, self.engines)
+        self.state = TrainingState(self.run, task.manifest, task.store_hash, self.device)
+        self.views = CollapseProbe(self.state.method, self.state.engines)
         self._resume()
 
-    def _build(self) -> Method:
-        """Every rank draws the same weights."""
-        torch.manual_seed(self.run.seed)
-        catalog = Catalog(self.task.manifest.num_items, self.run.data.max_len)
-        return build(self.run.method, catalog)
-
     def _resume(self) -> None:
-        """Weights, optimizers, ledger and step of the checkpoint that Ray hands out, if any."""
+        """What the checkpoint holds that Ray hands out, if any."""
         latest = ray.train.get_checkpoint()
-        if latest is None:
-            return
-        with latest.as_directory() as folder:
-            path = Path(folder)
-            checkpoint.load(self.engines, path)
-            self.ledger = Ledger.from_json((path / LEDGER_FILE).read_text(), self.task.store_hash)
-            self.step = json.loads((path / PROGRESS_FILE).read_text())["step"]
+        if latest is not None:
+            with latest.as_directory() as folder:
+                self.state.load(Path(folder))
 
     def train(self) -> None:
         """Reads the stream to its end, checkpointing on the way."""
-        run, training = self.run, self.run.training
+        run, training, state = self.run, self.run.training, self.state
         shard = ray.train.get_dataset_shard("train")
         assert shard is not None, "the launcher gives every worker a part of the stream"
-        maker = BatchMaker(run.data, self.method.num_views, self.task.manifest.num_items, run.seed)
+        maker = BatchMaker(run.data, state.method.num_views, self.task.manifest.num_items, run.seed)
         stream = batches(shard, run.data, maker, batch_size=run.data.batch_size // world_size())
         curves, stop = Curves(), StopSignal()
-        consumed = self.ledger.total
-        meter = _Meter(consumed, self.rows_per_epoch * training.epochs)
+        consumed = state.ledger.total
+        meter = _Meter(consumed, state.rows_per_epoch * training.epochs)
         for done in steps(
-            self.method,
-            self.engines,
+            state.method,
+            state.engines,
             self.views.watched(((batch.to(self.device)), taken) for batch, taken in stream),
-            empty=empty_batch(self.method.num_views, run.data).to(self.device),
+            empty=empty_batch(state.method.num_views, run.data).to(self.device),
             already_consumed=consumed,
             curves=curves,
             seed=run.seed,
-            first_step=self.step,
-            rows_per_epoch=self.rows_per_epoch,
+            first_step=state.step,
+            rows_per_epoch=state.rows_per_epoch,
             asks_to_stop=stop,
         ):
-            self.step = done.step
-            if done.consumed is not None:
-                taken = done.consumed
-                self.new.add(taken.epoch, taken.shard, taken.serial)
+            state.took(done)
             before, consumed = consumed, consumed + done.samples
             meter.add(done, stream.waited_s)
             if done.step % training.log_every_steps == 0:
                 self._log(meter, curves, consumed)
-            finished = consumed // self.rows_per_epoch
+            finished = consumed // state.rows_per_epoch
             every = training.checkpoint_every_steps
-            if finished > before // self.rows_per_epoch:
+            if finished > before // state.rows_per_epoch:
                 self._log(meter, curves, consumed)
                 due = finished % training.validate_every_epochs == 0 or finished >= training.epochs
                 self._checkpoint(validate=due)
@@ -152,25 +113,21 @@ class _Worker:
                 self._checkpoint(validate=False)
             if done.stop:
                 break
-        if self._has_news():
+        if state.has_news():
             self._checkpoint(validate=True)
-
-    def _has_news(self) -> bool:
-        """Whether any rank trained on something since the last checkpoint. Collective."""
-        return any(gather_objects(self.new.total))
 
     def _log(self, meter: "_Meter", curves: Curves, consumed: int) -> None:
         """Curves and progress to the monitor, from one rank, without waiting. Collective."""
         means = curves.read()
         waits = gather_objects(meter.waited_share())
         if rank() == 0:
-            progress = meter.progress(self.step, consumed, self.rows_per_epoch)
+            progress = meter.progress(self.state.step, consumed, self.state.rows_per_epoch)
             progress["wait_share"] = max(waits)
             progress["waited_s"] = meter.waited_s
             speed = {
                 "system/wait_share": max(waits),
                 "system/targets_per_s": progress["targets_per_s"],
-                "epoch": consumed / self.rows_per_epoch,
+                "epoch": consumed / self.state.rows_per_epoch,
             }
             self.task.monitor.report.remote({**progress, **_totals(means)}, {**means, **speed})
         meter.restart()
@@ -183,26 +140,18 @@ class _Worker:
         """
         measured = self.views.read()
         if rank() == 0 and measured:
-            self.task.monitor.measured.remote(self.step, measured)
-        for other in gather_objects(self.new):
-            self.ledger.merge(other)
-        self.new = Ledger(self.task.store_hash)
+            self.task.monitor.measured.remote(self.state.step, measured)
         folder = Path(tempfile.mkdtemp(prefix="distrl-checkpoint-"))
-        checkpoint.save(self.engines, folder)
-        epoch = self.ledger.total / self.rows_per_epoch
-        if rank() == 0:
-            (folder / LEDGER_FILE).write_text(self.ledger.to_json())
-            (folder / PROGRESS_FILE).write_text(json.dumps({"step": self.step, "epoch": epoch}))
-            (folder / RUN_FILE).write_text(self.run.model_dump_json(indent=1))
+        epoch, step = self.state.save(folder), self.state.step
         held = Checkpoint.from_directory(folder) if rank() == 0 else None
         if held is None:
             shutil.rmtree(folder)
         ray.train.report(
-            {"step": self.step, "epoch": epoch},
+            {"step": step, "epoch": epoch},
             checkpoint=held,
-            checkpoint_dir_name=f"checkpoint-{self.step:09d}",
+            checkpoint_dir_name=f"checkpoint-{step:09d}",
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            validation=ValidationTaskConfig(fn_kwargs={"step": self.step, "epoch": epoch})
+            validation=ValidationTaskConfig(fn_kwargs={"step": step, "epoch": epoch})
             if validate and held is not None
             else False,
         )
