@@ -1,0 +1,1 @@
+"""The ways to prepare raw events that prepare_engines.py compares."""
