@@ -33,6 +33,19 @@ def copy(num_bytes: int) -> tuple[float, Callable[[], object]]:
     return 2.0 * num_bytes * repeats, run
 
 
+def exponentials() -> tuple[float, Callable[[], object]]:
+    """How many are taken of an array that stays in a cache, and how."""
+    exponents = torch.rand(CACHE_BYTES // 4).neg_()
+    out = torch.empty_like(exponents)
+    repeats = BATCH_BYTES // CACHE_BYTES // 4
+
+    def run() -> None:
+        for _ in range(repeats):
+            torch.exp(exponents, out=out)
+
+    return float(exponents.numel() * repeats), run
+
+
 def candidates() -> dict[str, tuple[float, Callable[[], object]]]:
     """What is timed, by `kind/size`: the amount done, and how."""
     found = {}
@@ -41,4 +54,5 @@ def candidates() -> dict[str, tuple[float, Callable[[], object]]]:
             found[f"{kind}/{'x'.join(map(str, size))}"] = product(size, dtype)
     found["cache/copy"] = copy(CACHE_BYTES)
     found["memory/copy"] = copy(MEMORY_BYTES)
+    found["exponentials/exp"] = exponentials()
     return found

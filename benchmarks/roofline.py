@@ -2,12 +2,14 @@
 
 Counted is what the mathematics asks for, perfectly fused, and not what our code happens to do:
 attention over the pairs of slots that may see each other, not over whole rows; each elementwise
-chain as one pass; nothing for indices, random draws, exponentials, copies and Python. A share of
-the limit is therefore never flattered by waste of our own. Dimensions as in `distrl.nn.encoder`.
+chain as one pass; nothing for indices, random draws, copies and Python. A share of the limit is
+therefore never flattered by waste of our own. Exponentials, of which a full softmax takes one a
+target and item, are neither products nor bytes: they are counted apart, for a second limit beside
+the plain one. Dimensions as in `distrl.nn.encoder`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -31,23 +33,17 @@ class Work:
     """Read and written in passes over activations, which can stay in a processor's cache."""
     state_bytes: float = 0.0
     """Read and written by the optimizer: more than stays in a cache from step to step."""
+    exponentials: float = 0.0
+    """Of the softmaxes."""
 
     def __add__(self, other: "Work") -> "Work":
         return Work(
-            self.fp32_flops + other.fp32_flops,
-            self.bf16_flops + other.bf16_flops,
-            self.activation_bytes + other.activation_bytes,
-            self.state_bytes + other.state_bytes,
+            *(mine + more for mine, more in zip(astuple(self), astuple(other), strict=True))
         )
 
     def times(self, factor: float) -> "Work":
         """The same work `factor` times."""
-        return Work(
-            self.fp32_flops * factor,
-            self.bf16_flops * factor,
-            self.activation_bytes * factor,
-            self.state_bytes * factor,
-        )
+        return Work(*(amount * factor for amount in astuple(self)))
 
 
 @dataclass(frozen=True)
@@ -58,6 +54,7 @@ class Rates:
     bf16_flops: float
     cache_bytes: float
     memory_bytes: float
+    exponentials: float
 
 
 def limit_s(work: Work, rates: Rates) -> float:
@@ -68,6 +65,11 @@ def limit_s(work: Work, rates: Rates) -> float:
         + work.activation_bytes / rates.cache_bytes
         + work.state_bytes / rates.memory_bytes
     )
+
+
+def limit_with_softmax_s(work: Work, rates: Rates) -> float:
+    """The same with the exponentials at the rate at which torch takes them in a cache."""
+    return limit_s(work, rates) + work.exponentials / rates.exponentials
 
 
 def linear(rows: int, inputs: int, outputs: int) -> Work:
@@ -97,7 +99,8 @@ def encoder_forward(slots: int, asked: int, seen: int, config: EncoderConfig) ->
         total += linear(out, D, I) + linear(out, I, D)
         looking = seen if out == slots else seen * asked / max(slots, 1)
         total += Work(fp32_flops=2 * 2.0 * looking * D)  # scores, and the mix of values
-        total += one_pass(int(looking) * config.num_heads)  # softmax and dropout
+        shares = int(looking) * config.num_heads
+        total += one_pass(shares) + Work(exponentials=shares)  # softmax and dropout
         total += one_pass(out * I)  # GELU
         total += one_pass(out * D, reads=2).times(2)  # residual, dropout and norm, twice
     return total
@@ -107,16 +110,16 @@ def next_item(targets: int, items: int, hidden: int, products: Literal["fp32", "
     """Logits, and the gradients of states and table: three products, and one softmax pass."""
     flops = 3 * 2.0 * targets * items * hidden
     size = FLOAT_BYTES if products == "fp32" else FLOAT_BYTES // 2
-    softmax = Work(activation_bytes=2.0 * size * targets * items)
+    logits = targets * items
+    softmax = Work(activation_bytes=2.0 * size * logits, exponentials=logits)
     return softmax + (Work(fp32_flops=flops) if products == "fp32" else Work(bf16_flops=flops))
 
 
 def contrast(pairs: int, hidden: int) -> Work:
     """All similarities of 2P views with each other, a softmax over them, and their gradient."""
     views = 2 * pairs
-    return linear(views, hidden, views).times(1 + BACKWARD) + one_pass(views * views).times(
-        1 + BACKWARD
-    )
+    forward = linear(views, hidden, views) + one_pass(views * views)
+    return forward.times(1 + BACKWARD) + Work(exponentials=views * views)
 
 
 def augmenters(pairs: int, hidden: int, inner: Sequence[int]) -> Work:
@@ -146,7 +149,7 @@ def phase_work(method: Method, config: EncoderConfig, batch: Batch, phase: Phase
     if phase.name != "augmenters":
         packs = [batch.clean, *views]
         asked = batch.num_targets + sum(len(view.last) for view in views)
-        total += _forward(packs, asked, config).times(1 + BACKWARD)
+        total += _with_backward(_forward(packs, asked, config))
         items = method.item_vectors.shape[0]
         total += next_item(batch.num_targets, items, config.hidden_size, config.products)
     elif views:
@@ -156,6 +159,11 @@ def phase_work(method: Method, config: EncoderConfig, batch: Batch, phase: Phase
         total += contrast(batch.num_pairs, config.hidden_size).times(3)
     trained = (p for part in phase.trains for p in method.parts[part].parameters())
     return total + adam(sum(parameter.numel() for parameter in trained))
+
+
+def _with_backward(forward: Work) -> Work:
+    """A softmax's backward needs no exponential again."""
+    return replace(forward.times(1 + BACKWARD), exponentials=forward.exponentials)
 
 
 def _forward(packs: Sequence[Packed], asked: int, config: EncoderConfig) -> Work:
