@@ -33,17 +33,17 @@ def copy(num_bytes: int) -> tuple[float, Callable[[], object]]:
     return 2.0 * num_bytes * repeats, run
 
 
-def exponentials() -> tuple[float, Callable[[], object]]:
-    """How many are taken of an array that stays in a cache, and how."""
-    exponents = torch.rand(CACHE_BYTES // 4).neg_()
-    out = torch.empty_like(exponents)
+def exponentials(dtype: torch.dtype) -> tuple[float, Callable[[], object]]:
+    """How many a softmax takes of rows that stay in a cache, and how."""
+    rows = torch.randn(CACHE_BYTES // 4096, 1024).to(dtype)
+    out = torch.empty_like(rows)
     repeats = BATCH_BYTES // CACHE_BYTES // 4
 
     def run() -> None:
         for _ in range(repeats):
-            torch.exp(exponents, out=out)
+            torch.softmax(rows, dim=1, out=out)
 
-    return float(exponents.numel() * repeats), run
+    return float(rows.numel() * repeats), run
 
 
 def candidates() -> dict[str, tuple[float, Callable[[], object]]]:
@@ -54,5 +54,6 @@ def candidates() -> dict[str, tuple[float, Callable[[], object]]]:
             found[f"{kind}/{'x'.join(map(str, size))}"] = product(size, dtype)
     found["cache/copy"] = copy(CACHE_BYTES)
     found["memory/copy"] = copy(MEMORY_BYTES)
-    found["exponentials/exp"] = exponentials()
+    found["exponentials/fp32"] = exponentials(torch.float32)
+    found["exponentials/bf16"] = exponentials(torch.bfloat16)
     return found

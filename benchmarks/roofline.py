@@ -68,7 +68,7 @@ def limit_s(work: Work, rates: Rates) -> float:
 
 
 def limit_with_softmax_s(work: Work, rates: Rates) -> float:
-    """The same with the exponentials at the rate at which torch takes them in a cache."""
+    """The same with the exponentials at the rate of torch's softmax in a cache."""
     return limit_s(work, rates) + work.exponentials / rates.exponentials
 
 
