@@ -19,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
+import ray
 import torch
 
 from benchmarks.record import Record, Table, arguments
@@ -75,7 +76,9 @@ def stream_alone(run: RunConfig, epochs: int, *, through_ray: bool) -> float:
     next(stream)
     start = time.perf_counter()
     users = sum(len(consumed.serial) for _, consumed in stream)
-    return users / (time.perf_counter() - start)
+    took_s = time.perf_counter() - start
+    ray.shutdown()  # an idle cluster beside the trainings would still take its share
+    return users / took_s
 
 
 def bare_loop(run: RunConfig) -> float:
@@ -116,19 +119,23 @@ def bare_loop(run: RunConfig) -> float:
     return targets / (time.perf_counter() - start)
 
 
-def after_the_start(points: Iterable[tuple[int, float]], targets_per_step: float) -> float:
-    """Targets a second after the first steps, from the rates of a run's curve.
+def after_the_start(
+    rates: Sequence[tuple[int, float]], waits: Sequence[tuple[int, float]], targets_per_step: float
+) -> dict[str, float]:
+    """Targets a second and share of waiting after the first steps, from a run's curves.
 
-    Each point is the rate since the one before; its time is its targets over its rate.
+    Each point is of the stretch since the one before, whose seconds are its targets over its rate.
     """
-    targets = seconds = 0.0
+    targets = seconds = waited_s = 0.0
     before = 0
-    for step, rate in points:
+    for (step, rate), (_, share) in zip(rates, waits, strict=True):
         if before >= SKIPPED_STEPS:
-            targets += (step - before) * targets_per_step
-            seconds += (step - before) * targets_per_step / rate
+            stretch = (step - before) * targets_per_step
+            targets += stretch
+            seconds += stretch / rate
+            waited_s += share * stretch / rate
         before = step
-    return targets / seconds
+    return {"targets_per_s": targets / seconds, "wait_share": waited_s / seconds}
 
 
 def under_ray(overrides: list[str], folder: Path, name: str) -> dict[str, float]:
@@ -146,10 +153,7 @@ def under_ray(overrides: list[str], folder: Path, name: str) -> dict[str, float]
     found = curves(tracking, result["run_id"])
     manifest = read_manifest(run.data.store_uri)
     per_step = manifest.num_prefixes / manifest.num_trainable_rows * run.data.batch_size
-    return {
-        "targets_per_s": after_the_start(found["system/targets_per_s"], per_step),
-        "wait_share": result["speed"]["wait_share"],
-    }
+    return after_the_start(found["system/targets_per_s"], found["system/wait_share"], per_step)
 
 
 def bare_elsewhere(overrides: list[str]) -> float:

@@ -45,7 +45,10 @@ def test_alternatives_run_in_turns_after_one_run_to_warm_up():
     assert times["a"].least_s <= times["a"].median_s <= times["a"].most_s
 
 
-def test_the_rate_after_the_start_weighs_stretches_by_their_time():
+def test_rates_and_waits_after_the_start_are_weighed_by_time():
     # From step 50 on: 10 steps of 4 targets at 20/s take 2 s, 10 more at 10/s take 4 s.
-    points = [(40, 1.0), (50, 1.0), (60, 20.0), (70, 10.0)]
-    assert after_the_start(points, 4.0) == pytest.approx(80 / 6)
+    rates = [(40, 1.0), (50, 1.0), (60, 20.0), (70, 10.0)]
+    waits = [(40, 1.0), (50, 1.0), (60, 0.5), (70, 0.25)]
+    found = after_the_start(rates, waits, 4.0)
+    assert found["targets_per_s"] == pytest.approx(80 / 6)
+    assert found["wait_share"] == pytest.approx((2 * 0.5 + 4 * 0.25) / 6)
