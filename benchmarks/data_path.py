@@ -44,6 +44,8 @@ from distrl.train.loop import Curves, StopSignal, steps
 CONFIG = "configs/mclrec/beauty.yaml"
 SKIPPED_STEPS = 50
 STREAM_EPOCHS = 20
+RAY_NICENESS = 15
+"""Ray's default for its workers (RAY_worker_niceness)."""
 GOALS = {"wait": 0.05, "slower": 0.05, "two_workers": 1.7}
 
 
@@ -196,6 +198,8 @@ def compare(record: Record, store: str, epochs: int) -> None:
 
 def bare_command(overrides: list[str]) -> None:
     """Entry of the child process."""
+    # As Ray starts its own workers: on a busy machine it would otherwise get more of the cores.
+    os.nice(RAY_NICENESS)
     print(bare_loop(load_config(RunConfig, Path(CONFIG), overrides)))
 
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from benchmarks.data_path import after_the_start
+from benchmarks.step_cases import batches, padded
 from benchmarks.store import generate
 from benchmarks.timing import interleaved
-from benchmarks.training_step import batches, padded
 from distrl.contract import Catalog
 from distrl.data.store import verify_store
 from distrl.methods.mclrec import MCLRecConfig
