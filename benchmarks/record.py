@@ -81,7 +81,12 @@ class Record:
         self.tables: list[Table] = []
         self.notes: list[str] = []
         self.figures: dict[str, Any] = {}
-        self._start = {"started": _now(), "quick": args.quick, "machine": machine()}
+        self._start = {
+            "started": _now(),
+            "commit": _commit(),
+            "quick": args.quick,
+            "machine": machine(),
+        }
 
     def table(self, table: Table) -> None:
         """Prints and keeps a table."""
@@ -103,7 +108,6 @@ class Record:
             **self._start,
             "ended": _now(),
             "load_1min_at_end": round(os.getloadavg()[0], 2),
-            "commit": _commit(),
             "versions": versions(),
             "notes": self.notes,
             "figures": self.figures,

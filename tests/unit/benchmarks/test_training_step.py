@@ -6,7 +6,7 @@ from benchmarks.step_cases import batches, padded
 from benchmarks.store import generate
 from benchmarks.timing import interleaved
 from distrl.contract import Catalog
-from distrl.data.store import verify_store
+from distrl.data.store import read_item_ids, verify_store
 from distrl.methods.mclrec import MCLRecConfig
 
 
@@ -20,6 +20,7 @@ def test_the_generated_store_is_whole_and_of_beautys_lengths(store):
     uri, manifest = store
     verify_store(uri, manifest)
     assert manifest.num_trainable_rows == manifest.num_users == 300
+    assert len(read_item_ids(uri, manifest)) == 40
     assert 8 < manifest.num_interactions / manifest.num_users < 10
 
 
