@@ -17,7 +17,14 @@ from pathlib import Path
 
 from benchmarks.record import arguments
 
-SCRIPTS = ("training_step", "gpu_step", "data_path", "evaluation", "prepare_engines")
+SCRIPTS = (
+    "training_step",
+    "gpu_step",
+    "data_path",
+    "evaluation",
+    "authors_recipe",
+    "prepare_engines",
+)
 PAGE = "latest.md"
 
 
