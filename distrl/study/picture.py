@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from distrl.study.config import Choice, LogUniform, StudyConfig
 from distrl.study.table import ALL, VALIDATION, Row
@@ -86,10 +87,13 @@ def _searched(study: StudyConfig, table: Sequence[Row]) -> Figure:
                 choices = [shown(choice) for choice in distribution.choice]
                 values = [choices.index(shown(value)) for value in values]
                 panel.set_xticks(range(len(choices)), choices)
+                panel.set_xlim(-0.5, len(choices) - 0.5)
             scores = [row.means[VALIDATION] for row in drawn]
             panel.scatter(values, scores, label=variant if study.variants else None)  # pyright: ignore[reportArgumentType]
         if isinstance(distribution, LogUniform):
             panel.set_xscale("log")
+            panel.set_xlim(distribution.loguniform)
+            panel.xaxis.set_minor_formatter(NullFormatter())  # its labels would overlap
         panel.set_xlabel(key)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("validation NDCG@10, seen items kept")

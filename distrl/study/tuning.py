@@ -169,7 +169,7 @@ class Tell(tune.Callback):
     ) -> None:
         """A line for each trial that is over, its end or an early one."""
         self._over.add(_name(trial))
-        self._say(f"{_name(trial)} is trained; {len(self._over)} of {len(self._trials)} are")
+        self._say(f"{_name(trial)} is over; {len(self._over)} of {len(self._trials)} are")
 
     def on_trial_error(
         self,

@@ -97,3 +97,13 @@ def test_every_kind_of_study_has_a_picture(settings):
     study = study.model_copy(update=settings)
     table = rows(TRIALS, JUDGED, by_length=study.by_length)
     assert picture(study, table, 10).startswith(b"\x89PNG")
+
+
+def test_a_searchs_picture_has_a_panel_for_each_key():
+    search = {"engine.lr": {"loguniform": [1e-4, 1e-2]}, "data.batch_size": {"choice": [32, 64]}}
+    study = StudyConfig.model_validate({"name": "s", "base": "b", "search": search})
+    values = {"engine.lr": 1e-3, "data.batch_size": 64}
+    found = TRIALS[0].model_copy(update={"values": values})
+    image = picture(study, rows([found], JUDGED, by_length=False), 10)
+    width, height = (int.from_bytes(image[at : at + 4]) for at in (16, 20))
+    assert (width, height) == (2 * 4 * 120, 540)
