@@ -1,6 +1,7 @@
 import torch
 
 from distrl.contract import Packed
+from distrl.nn.attention import attend, visible_keys
 from distrl.nn.augmenters import MLPAugmenter
 from distrl.nn.encoder import SequenceEncoder, stack
 from tests.packed import pack_rows
@@ -78,3 +79,35 @@ def test_learned_views_have_norm_one_unless_told_otherwise():
     )
     raw = MLPAugmenter(hidden_size=64, normalize=False)(states)
     assert not torch.allclose(raw.norm(dim=1), torch.ones(4), rtol=1e-2)
+
+
+def test_states_at_some_slots_are_those_of_all_slots_and_have_their_gradients():
+    encoder, packed = small_encoder(), pack_rows([[3, 4, 5], [7], [9, 1]], 6)
+    at = torch.tensor([2, 0, 13, 6, 2])
+    found, expected = encoder(packed, at), encoder(packed).flatten(0, 1)[at]
+    torch.testing.assert_close(found, expected)
+    weights = list(encoder.parameters())
+    gradients = [torch.autograd.grad(s.square().sum(), weights) for s in (found, expected)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_attention_with_its_own_dropout_is_torchs_in_the_mean():
+    torch.manual_seed(0)
+    packed = pack_rows([[3, 4, 5, 6], [7, 0]], 4)
+    query, key, value = torch.randn(3, 2, 1, 4, 8).double()
+    visible = visible_keys(packed)
+    plain = attend(query, key, value, visible, dropout=0.0)
+    dropped = [attend(query, key, value, visible, dropout=0.5) for _ in range(4000)]
+    mean, spread = torch.stack(dropped).mean(0), torch.stack(dropped).std(0)
+    assert ((mean - plain).abs() < 6 * spread / 4000**0.5 + 1e-9).all()
+    assert spread.max() > 0.1
+
+
+def test_attention_without_dropout_is_the_same_through_either_kernel():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 2, 4, 8).double()
+    visible = visible_keys(pack_rows([[3, 4, 5, 6], [7, 0]], 4))
+    fused = attend(query, key, value, visible, dropout=0.0)
+    ours = attend(query, key, value, visible, dropout=2**-17)  # rounds to nothing dropped
+    torch.testing.assert_close(fused, ours, rtol=1e-5, atol=1e-6)
