@@ -146,6 +146,7 @@ def under_ray(overrides: list[str], folder: Path, name: str) -> dict[str, float]
     command = [sys.executable, "jobs/train_mclrec.py", CONFIG, *overrides, *own]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment["RAY_TMPDIR"] = str(folder)
+    environment["RAY_raylet_start_wait_time_s"] = "300"  # a busy machine starts Ray slowly
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed: {done.stderr.strip()[-2000:]}")
