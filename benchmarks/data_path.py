@@ -44,6 +44,8 @@ from distrl.train.loop import Curves, StopSignal, steps
 CONFIG = "configs/mclrec/beauty.yaml"
 SKIPPED_STEPS = 50
 STREAM_EPOCHS = 20
+STARTS = 3
+"""Tries to start Ray, which gives itself 30 s: too few beside much other work."""
 RAY_NICENESS = 15
 """Ray's default for its workers (RAY_worker_niceness)."""
 GOALS = {"wait": 0.05, "slower": 0.05, "two_workers": 1.7}
@@ -146,8 +148,10 @@ def under_ray(overrides: list[str], folder: Path, name: str) -> dict[str, float]
     command = [sys.executable, "jobs/train_mclrec.py", CONFIG, *overrides, *own]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment["RAY_TMPDIR"] = str(folder)
-    environment["RAY_raylet_start_wait_time_s"] = "300"  # a busy machine starts Ray slowly
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    for _ in range(STARTS):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if "timed out during startup" not in done.stderr:
+            break
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed: {done.stderr.strip()[-2000:]}")
     result = json.loads((folder / name / "result.json").read_text())
