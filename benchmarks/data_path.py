@@ -148,10 +148,10 @@ def under_ray(overrides: list[str], folder: Path, name: str) -> dict[str, float]
     command = [sys.executable, "jobs/train_mclrec.py", CONFIG, *overrides, *own]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment["RAY_TMPDIR"] = str(folder)
-    for _ in range(STARTS):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if "timed out during startup" not in done.stderr:
-            break
+    done = _ran(command, environment)
+    for _ in range(STARTS - 1):
+        if "timed out during startup" in done.stderr:
+            done = _ran(command, environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed: {done.stderr.strip()[-2000:]}")
     result = json.loads((folder / name / "result.json").read_text())
@@ -161,6 +161,10 @@ def under_ray(overrides: list[str], folder: Path, name: str) -> dict[str, float]
     manifest = read_manifest(run.data.store_uri)
     per_step = manifest.num_prefixes / manifest.num_trainable_rows * run.data.batch_size
     return after_the_start(found["system/targets_per_s"], found["system/wait_share"], per_step)
+
+
+def _ran(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def bare_elsewhere(overrides: list[str]) -> float:
