@@ -151,7 +151,8 @@ def _open(
         artifacts=artifact_location(study.tracking, tracking_uri),
     )
     log = RunLog(tracking_uri, run_id)
-    log.log_params(runs.flat_params(study))
+    params = runs.flat_params(study)
+    log.log_params({_as_name(key): value for key, value in params.items()})
     log.log_text("study.yaml", dump_config(study))
     log.close(FLUSH_S)
     record = {"run_id": run_id, "config": settings, "stores": hashes}
@@ -188,9 +189,13 @@ def _log(
         place = [row.label]
         place += [row.evaluation] if len(study.evaluations) > 1 else []
         place += [row.length] if study.by_length else []
-        # MLflow takes neither = nor % in a name.
-        name = re.sub(r"[^\w\-./ ]", "_", "/".join(place).replace("=", " ").replace("%", "pct"))
+        name = _as_name("/".join(place))
         log.log_metrics(0, {f"{name}/{key}": value for key, value in row.means.items()})
     for file, content in files.items():
         log.log_bytes(file, content)
     log.close(FLUSH_S)
+
+
+def _as_name(words: str) -> str:
+    """Words of the user's as MLflow takes them for a name: without =, %, commas and the like."""
+    return re.sub(r"[^\w\-./ ]", "_", words.replace("=", " ").replace("%", "pct"))
