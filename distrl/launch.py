@@ -37,8 +37,9 @@ from distrl.tracking.config import resolve_tracking_uri
 from distrl.tracking.connection import check_reachable
 from distrl.tracking.runs import finish_run
 from distrl.train.monitor import SELECT_BY, Monitor
+from distrl.train.state import LEDGER_FILE
 from distrl.train.validate import validate
-from distrl.train.worker import LEDGER_FILE, WorkerTask, train_worker
+from distrl.train.worker import WorkerTask, train_worker
 from distrl.watch import Say, TellFailures, Watch, cause
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"

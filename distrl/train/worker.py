@@ -21,7 +21,6 @@ from distrl.errors import DistrlError
 from distrl.schema import Manifest
 from distrl.train.collapse import CollapseProbe
 from distrl.train.loop import Curves, Step, StopSignal, steps
-from distrl.train.state import LEDGER_FILE as LEDGER_FILE
 from distrl.train.state import TrainingState
 
 
