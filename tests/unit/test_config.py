@@ -13,7 +13,7 @@ from jobs.evaluate import EvaluateConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RUNS = [CONFIGS / "quickstart.yaml", *sorted(CONFIGS.glob("*/*.yaml"))]
-RUNS = [path for path in RUNS if path.parent.name != "prepare"]
+RUNS = [path for path in RUNS if path.parent.name not in ("prepare", "studies")]
 
 
 @pytest.fixture
