@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 
@@ -6,6 +7,8 @@ from distrl.config import load_config
 from distrl.errors import ConfigError
 from distrl.study.config import Choice, LogUniform, StudyConfig, Uniform
 from distrl.study.trials import draw, trials
+
+STUDIES = Path(__file__).parents[3] / "configs" / "studies"
 
 BASE = """
 name: base
@@ -114,3 +117,16 @@ def test_an_impossible_study_is_refused(tmp_path, settings, said):
     with pytest.raises(ConfigError, match=r"study\.yaml") as error:
         load_config(StudyConfig, tmp_path / "study.yaml", [])
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_study_resolves_to_trials_with_names_of_their_own(path, monkeypatch):
+    monkeypatch.chdir(STUDIES.parents[1])
+    study = load_config(StudyConfig, path, [])
+    found = trials(study)
+    assert study.name == path.stem
+    assert len({trial.name for trial in found}) == len(found) >= 3
+    assert len({(trial.label, trial.seed) for trial in found}) == len(found)
+    for trial in found:
+        # A decay that ends after training does is one that was not thought of.
+        assert trial.run.engine.decay_epochs in (None, trial.run.training.epochs), trial.label
