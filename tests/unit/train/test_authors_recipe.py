@@ -1,4 +1,8 @@
-"""A short run in `prefix` mode, step for step beside the authors' recipe restated slowly."""
+"""A short run in `prefix` mode, step for step beside the authors' recipe restated slowly.
+
+Here and not in tests/parity, because it makes this process a process group, which tests of what
+needs none must come before.
+"""
 
 import pytest
 import torch
