@@ -80,18 +80,13 @@ class _NextItemLoss(torch.autograd.Function):
         scratch = states_TD.new_empty(size), states_TD.new_empty(size)
         for start in range(0, num_targets, rows):
             chunk_CD = states_TD[start : start + rows]
-            target_C1 = targets[start : start + rows, None]
+            at = torch.arange(len(chunk_CD), device=targets.device), targets[start : start + rows]
             logits_CV = torch.mm(chunk_CD, table_VD.T, out=scratch[0][: len(chunk_CD)])
             probs_CV = torch.softmax(logits_CV, dim=1, out=scratch[1][: len(chunk_CD)])
-            # One fused softmax is cheaper than a logsumexp and an exponential. The largest
-            # probability is at least 1/V, so its logarithm is as good as logsumexp's.
-            largest_C1 = probs_CV.amax(dim=1, keepdim=True).to(exact)
-            norm_C1 = logits_CV.amax(dim=1, keepdim=True).to(exact) - largest_C1.log()
-            total += (norm_C1 - logits_CV.gather(1, target_C1)).sum()
+            total -= _log_of_target(logits_CV, probs_CV[at], at).sum()
             if grad_TD is not None and grad_VD is not None:
-                probs_CV.scatter_add_(
-                    1, target_C1, probs_CV.new_full((1, 1), -1.0).expand_as(target_C1)
-                )
+                # A scatter of one number a row costs two passes over the chunk in bf16.
+                probs_CV[at] -= 1.0
                 _add_product(grad_TD[start : start + rows].zero_(), probs_CV, table_VD)
                 _add_product(grad_VD, probs_CV.T, chunk_CD)
         scale = 1.0 / max(num_targets, 1)
@@ -111,6 +106,19 @@ class _NextItemLoss(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _log_of_target(logits_CV: Tensor, prob_C: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
+    """Logarithm of each target's probability, from the probability where that did not underflow.
+
+    The softmax has been paid for; a maximum or a logsumexp would read all logits once more.
+    """
+    log_C = prob_C.to(torch.promote_types(prob_C.dtype, torch.float32)).log()
+    lost_C = prob_C < torch.finfo(prob_C.dtype).tiny
+    if lost_C.any():
+        logits = logits_CV[lost_C].to(log_C.dtype)
+        log_C[lost_C] = logits_CV[at][lost_C].to(log_C.dtype) - logits.logsumexp(dim=1)
+    return log_C
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

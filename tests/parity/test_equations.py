@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -180,6 +181,18 @@ def test_bf16_products_change_the_loss_and_its_gradients_by_less_than_their_roun
     assert found["bf16"][0] == pytest.approx(found["fp32"][0], rel=1e-3)
     for exact, rounded in zip(found["fp32"][1:], found["bf16"][1:], strict=True):
         assert 0 < (rounded - exact).norm() / exact.norm() < 2**-7
+
+
+@pytest.mark.parametrize("products", ["fp32", "bf16"])
+def test_a_target_whose_probability_underflows_still_has_its_loss_and_gradient(products):
+    table = torch.tensor([[0.0], [16.0], [1.0]], requires_grad=True)
+    states = torch.tensor([[16.0], [0.0]], requires_grad=True)
+    loss = next_item_loss(states, table, torch.tensor([0, 2]), products=products)
+    loss.backward()
+    # 256 nats for the first, log 3 for the second; e**-256 is zero in float32 and bfloat16.
+    assert loss.item() == pytest.approx((256 + np.log(3)) / 2, rel=3e-3)
+    assert table.grad[:, 0].tolist() == [-8.0, 8.0, 0.0]
+    assert states.grad[0].item() == 8.0
 
 
 def test_no_targets_are_a_loss_and_a_gradient_of_zero():
