@@ -376,7 +376,7 @@ def beauty_five_times(beauty_prefixes):
 
 
 @pytest.mark.parametrize("expected", TABLE, ids=lambda row: str(row[0]))
-def test_beauty_is_damaged_as_much_as_by_the_authors_code(beauty_five_times, expected):
+def test_beauty_is_damaged_as_much_as_the_specification_measured(beauty_five_times, expected):
     probabilities, labels, before, after, changed, anchors = expected
     settings = corruption(probabilities, num_items=BEAUTY_ITEMS)
     found = statistics(settings.draw(beauty_five_times, keys_of(100_000)))
