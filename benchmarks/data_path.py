@@ -99,7 +99,7 @@ def bare_loop(run: RunConfig) -> float:
         micro_batch_size=run.data.batch_size,
         num_workers=1,
     )
-    maker = BatchMaker(run.data, method.num_views, manifest.num_items, run.seed)
+    maker = BatchMaker.of(run.data, method, manifest.num_items, run.seed)
     ledger = Ledger(manifest_hash(manifest))
     epochs = run.training.epochs
     stream = local_batches(manifest, run.data, maker, epochs=epochs, ledger=ledger)

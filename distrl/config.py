@@ -101,6 +101,12 @@ class RunConfig(Config):
                 f"data.batch_size={batch} over workers.num_workers={workers} leaves "
                 f"{batch // workers} sample a worker; a contrast needs at least 2"
             )
+        before = self.method.epochs_before_ranking
+        if self.training.epochs <= before:
+            raise ValueError(
+                f"training.epochs={self.training.epochs} leaves no epoch to the recommender after "
+                f"method.pretrain_epochs={before}"
+            )
         decay_epochs = self.engine.decay_epochs
         if decay_epochs is not None and decay_epochs < self.training.epochs:
             raise ValueError(

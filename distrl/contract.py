@@ -40,6 +40,47 @@ class Packed:
 
 
 @dataclass(frozen=True, slots=True)
+class CorruptionRates:
+    """How sequences are damaged for a method that learns to mend them.
+
+    At each item of a sequence one of three things is drawn: it stays, it is deleted, or a random
+    item is put in front of it and the draw is repeated.
+    """
+
+    keep: float
+    delete: float
+    insert: float
+    max_inserted: int
+    """Items deleted in a row at most, which are the most that one gap gets back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """C sequences after random corruption, and what would undo it. A anchors, K = max_inserted."""
+
+    sequences: Packed
+    operations: Int64[Tensor, "R L"]
+    """What mends each slot: 0 keep, 1 delete, 2 insert items in front of it; -1 in padding."""
+    anchor_at: Int64[Tensor, " A"]
+    """Flat index of each slot in front of which items are missing."""
+    missing: Int64[Tensor, "A K"]
+    """Those items, the nearest to the slot first, then PAD_ID."""
+
+    def count(self, unit: Literal["token", "missing"]) -> int:
+        """Slots with an item; or missing items and, behind all but the longest gaps, an end."""
+        if unit == "token":
+            return int((self.operations >= 0).sum())
+        width = self.missing.shape[1]
+        lengths = (self.missing != 0).sum(dim=1)
+        return int((lengths + (lengths < width)).sum())
+
+    def to(self, device: torch.device | str) -> "Damaged":
+        """The same sequences on another device."""
+        rest = (self.operations, self.anchor_at, self.missing)
+        return Damaged(self.sequences.to(device), *(t.to(device, non_blocking=True) for t in rest))
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What one worker trains on in one step."""
 
@@ -50,12 +91,18 @@ class Batch:
     targets: Int64[Tensor, " T"]
     """The item that follows, 1..V."""
     views: tuple[Packed, Packed] | None
-    """Two augmented views of the same P prefixes, row-aligned by segment number; None for methods
-    that take none."""
+    """Two views of the same P prefixes, row-aligned by segment number; None for methods that take
+    none. Both are augmented, or, for a method that wants one, only the first, and the second is
+    the prefix itself."""
     pair_sample: Int64[Tensor, " P"] | None = None
     """The sample that each pair is of, as a number that no other sample of the run has."""
     pair_target: Int64[Tensor, " P"] | None = None
     """The item that follows each contrasted prefix."""
+    pair_at: Int64[Tensor, " P"] | None = None
+    """Flat index into `clean` of the newest slot of each contrasted prefix."""
+    damaged: Damaged | None = None
+    """The contrasted prefixes with the items that follow them, corrupted; None for methods that do
+    not mend."""
 
     @property
     def num_targets(self) -> int:
@@ -68,18 +115,31 @@ class Batch:
         pairs = 0 if self.views is None else self.views[0].last.shape[0]
         return pairs if pairs > 1 else 0
 
+    def count(self, unit: "Unit") -> int:
+        """How many of what a term is a mean over this batch holds; 1 for a sum."""
+        if unit == "target":
+            return self.num_targets
+        if unit == "pair":
+            return self.num_pairs
+        if unit == "sum":
+            return 1
+        return 0 if self.damaged is None else self.damaged.count(unit)
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        views = None if self.views is None else (self.views[0].to(device), self.views[1].to(device))
+
+        def moved(numbers: Tensor | None) -> Tensor | None:
+            return None if numbers is None else numbers.to(device, non_blocking=True)
+
         return Batch(
             self.clean.to(device),
             self.target_at.to(device, non_blocking=True),
             self.targets.to(device, non_blocking=True),
-            views,
-            *(
-                None if numbers is None else numbers.to(device, non_blocking=True)
-                for numbers in (self.pair_sample, self.pair_target)
-            ),
+            None if self.views is None else (self.views[0].to(device), self.views[1].to(device)),
+            moved(self.pair_sample),
+            moved(self.pair_target),
+            moved(self.pair_at),
+            None if self.damaged is None else self.damaged.to(device),
         )
 
 
@@ -96,8 +156,11 @@ class Phase:
     """Names of the parts it moves. Parts that always move together should be one part."""
 
 
-Unit = Literal["target", "pair"]
-"""What a term is a mean over; decides its share when workers hold unequal batches."""
+Unit = Literal["target", "pair", "token", "missing", "sum"]
+"""What a term is a mean over, which decides its share when workers hold unequal batches: targets,
+pairs, slots of damaged sequences, items missing in them; or a sum, which no worker shares."""
+
+MEAN_UNITS: tuple[Unit, ...] = ("target", "pair", "token", "missing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +169,7 @@ class Term:
 
     weight: float
     value: Float[Tensor, ""]
-    """Mean over this worker's targets or pairs, in nats; zero where there are none."""
+    """Mean, or sum, over this worker's share of the unit, in nats; zero where there are none."""
     unit: Unit
 
 
@@ -120,9 +183,10 @@ class Losses:
         """Sum of weight * share * value over the terms.
 
         Args:
-            shares: For each unit, this worker's count divided by the mean count per worker. The
-                mean of the totals over workers is then the mean over all targets and pairs, however
-                unequal the batches are. 1.0 on a single worker.
+            shares: For each unit, this worker's count divided by the mean count per worker, and
+                the number of workers for sums. The mean of the totals over workers is then the mean
+                over all targets and pairs, and the sum over all, however unequal the batches are.
+                1.0 on a single worker.
         """
         parts = [term.weight * shares[term.unit] * term.value for term in self.terms.values()]
         return torch.stack(parts).sum()
@@ -144,8 +208,11 @@ def _own(rows: Tensor) -> Tensor:
 class Method(nn.Module, ABC):
     """A paper: its parts, its phases, and the loss of each phase. Knows no vendor."""
 
-    num_views: Literal[0, 2] = 0
-    """Augmented views it wants in each batch."""
+    num_views: Literal[0, 1, 2] = 0
+    """Augmented views it wants in each batch; see `Batch.views`."""
+
+    corruption: CorruptionRates | None = None
+    """How the batch's prefixes are damaged for it; None where it does not mend."""
 
     gather: Callable[[Tensor], Tensor] = staticmethod(_own)
     """Rows of a tensor of this worker's pairs to those of all workers' pairs, with gradients; who
@@ -163,6 +230,24 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, phase: Phase) -> Losses:
         """The loss of one phase. Gradients reach the parts that the phase trains, no others."""
+
+    def can_rank(self, epoch: int) -> bool:
+        """Whether what this epoch trains is worth ranking with: always, unless overridden."""
+        return True
+
+    def judged(self, batch: Batch) -> Mapping[str, float]:
+        """Figures of the method's own on held-out sequences: none unless overridden.
+
+        In evaluation mode; the same on all workers, which all hold the same batch.
+        """
+        return {}
+
+    def heed(self, epoch: int, figures: Mapping[str, float]) -> None:
+        """Takes note of what was judged after an epoch, on all workers alike.
+
+        What it remembers belongs into buffers, which checkpoints keep. Overridden where the phases
+        of later epochs depend on it.
+        """
 
     def view_states(self, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor]]:
         """Pairs of views (P D) by name, row-aligned, for looking at: none unless overridden.

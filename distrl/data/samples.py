@@ -7,14 +7,15 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt64
 
-from distrl.contract import Batch, Packed
+from distrl.contract import Batch, CorruptionRates, Damaged, Method, Packed
 from distrl.data.config import DataConfig
-from distrl.data.packing import pack
-from distrl.ops.ragged import Ragged
+from distrl.ops.corruption import INSERT, Corruption
+from distrl.ops.packing import pack
+from distrl.ops.ragged import Ragged, appended
 from distrl.ops.sequences import Views, chosen, mixed, sample_keys
 from distrl.schema import PAD_ID
 
-_PREFIX, _CHOICE = 11, 12
+_PREFIX, _CHOICE, _DAMAGE = 11, 12, 13
 """Purposes of draws, apart from those of the views."""
 
 
@@ -38,9 +39,19 @@ class BatchMaker:
     """Makes a worker's batch of its samples. Thread-safe: it holds settings only."""
 
     config: DataConfig
-    num_views: Literal[0, 2]
+    num_views: Literal[0, 1, 2]
     num_items: int
     seed: int
+    corruption: CorruptionRates | None = None
+
+    @classmethod
+    def of(cls, config: DataConfig, method: Method, num_items: int, seed: int) -> "BatchMaker":
+        """What makes the batches that a method wants."""
+        return cls(config, method.num_views, num_items, seed, method.corruption)
+
+    @property
+    def _contrasts(self) -> bool:
+        return self.num_views > 0 or self.corruption is not None
 
     def make(self, samples: Samples) -> Batch:
         """Inputs, targets and views, packed. No samples make a batch without targets."""
@@ -53,10 +64,11 @@ class BatchMaker:
         """One target a sample; every sample is contrasted."""
         clean, _ = pack(inputs, self.config.slots)
         newest = targets.values[targets.offsets[1:] - 1]
+        batch = Batch(clean, clean.last, torch.from_numpy(newest), None)
+        if not self._contrasts:
+            return batch
         keys = sample_keys(self.seed, samples.epoch, samples.shard, samples.serial)
-        views = self._views(inputs, keys)
-        numbers = (_numbers(keys), torch.from_numpy(newest)) if views else (None, None)
-        return Batch(clean, clean.last, torch.from_numpy(newest), views, *numbers)
+        return self._with_pairs(batch, inputs, newest, keys, keys, clean.last)
 
     def _all_positions(self, samples: Samples, inputs: Ragged, targets: Ragged) -> Batch:
         """A target at every position; some prefixes of each sample are contrasted."""
@@ -65,13 +77,61 @@ class BatchMaker:
             inputs, targets = inputs.newest(max_len), targets.newest(max_len)
         clean, slots = pack(windows(inputs, max_len), self.config.slots)
         batch = Batch(clean, torch.from_numpy(slots), torch.from_numpy(targets.values), None)
-        if not self.num_views:
+        if not self._contrasts:
             return batch
         keys = sample_keys(self.seed, samples.epoch, samples.shard, samples.serial)
         ends = self._ends(inputs, keys)
-        views = self._views(*self._contrasted(inputs, keys, ends))
-        numbers, follows = _numbers(keys[inputs.rows[ends]]), torch.from_numpy(targets.values[ends])
-        return replace(batch, views=views, pair_sample=numbers, pair_target=follows)
+        prefixes, pair_keys = self._contrasted(inputs, keys, ends)
+        of_sample, at = keys[inputs.rows[ends]], torch.from_numpy(slots[ends])
+        return self._with_pairs(batch, prefixes, targets.values[ends], pair_keys, of_sample, at)
+
+    def _with_pairs(
+        self,
+        batch: Batch,
+        prefixes: Ragged,
+        follows: Int64[np.ndarray, " pairs"],
+        keys: UInt64[np.ndarray, " pairs"],
+        of_sample: UInt64[np.ndarray, " pairs"],
+        at: Int64[torch.Tensor, " pairs"],
+    ) -> Batch:
+        """The batch with the views of its prefixes, or with these damaged, or both."""
+        return replace(
+            batch,
+            views=self._views(prefixes, keys),
+            damaged=self._damaged(prefixes, follows, keys),
+            pair_sample=_numbers(of_sample),
+            pair_target=torch.from_numpy(follows),
+            pair_at=at,
+        )
+
+    def _damaged(
+        self,
+        prefixes: Ragged,
+        follows: Int64[np.ndarray, " pairs"],
+        keys: UInt64[np.ndarray, " pairs"],
+    ) -> Damaged | None:
+        """Each prefix with the item that follows it, corrupted."""
+        if self.corruption is None:
+            return None
+        rates, max_len = self.corruption, self.config.max_len
+        corruption = Corruption(
+            rates.keep, rates.delete, rates.insert, self.num_items, max_len, rates.max_inserted
+        )
+        whole = appended(prefixes, follows).newest(max_len)
+        found = corruption.draw(whole, mixed(keys, _DAMAGE))
+        packed, slots = pack(found.sequences, self.config.slots)
+        operations = np.full(packed.items.numel(), -1, dtype=np.int64)
+        operations[slots] = found.operations
+        anchors = np.flatnonzero(found.operations == INSERT)
+        missing = np.full((len(anchors), rates.max_inserted), PAD_ID, dtype=np.int64)
+        gaps = found.inserted.take(anchors)
+        missing[gaps.rows, gaps.positions] = gaps.values
+        return Damaged(
+            packed,
+            torch.from_numpy(operations).view(packed.items.shape),
+            torch.from_numpy(slots[anchors]),
+            torch.from_numpy(missing),
+        )
 
     def _ends(self, inputs: Ragged, keys: UInt64[np.ndarray, " n"]) -> Int64[np.ndarray, " pairs"]:
         """Where each contrasted prefix ends: the whole of each sample, then random shorter ones."""
@@ -118,6 +178,7 @@ class BatchMaker:
             mask_id,
         )
         first, second = views.draw(sequences, keys)
+        second = second if self.num_views == 2 else sequences
         return pack(first, self.config.slots)[0], pack(second, self.config.slots)[0]
 
 
@@ -146,8 +207,7 @@ def _shifted(items: Ragged) -> tuple[Ragged, Ragged]:
     return items.keep(~is_newest), items.keep(~is_oldest)
 
 
-def empty_batch(num_views: Literal[0, 2], config: DataConfig) -> Batch:
+def empty_batch(maker: BatchMaker) -> Batch:
     """A batch without targets, for a rank that has run out while others have not."""
     nothing = np.zeros(0, dtype=np.int64)
-    samples = Samples(nothing, nothing, nothing, Ragged.of([]))
-    return BatchMaker(config, num_views, 0, 0).make(samples)
+    return maker.make(Samples(nothing, nothing, nothing, Ragged.of([])))

@@ -1,5 +1,9 @@
-"""What a loss reaches."""
+"""What a loss reaches, and one backward for several engines."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 
@@ -28,3 +32,42 @@ def _leaves(total: Tensor) -> set[int]:
             leaves.add(id(node.variable))  # pyright: ignore[reportAttributeAccessIssue]
         ahead.extend(before for before, _ in node.next_functions)
     return leaves
+
+
+def with_gradients(
+    total: Tensor, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]
+) -> Tensor:
+    """The value of a total whose backward gives the parameters gradients that are known already.
+
+    Several engines share one backward of the real graph that way: DeepSpeed wants one of its own
+    for each, and a second one over the same graph would cost as much as the first.
+
+    Args:
+        total: A scalar; cut off from its graph.
+        parameters: Of one engine.
+        gradients: One a parameter; None stands for zero.
+    """
+    filled = [
+        torch.zeros_like(parameter) if gradient is None else gradient
+        for parameter, gradient in zip(parameters, gradients, strict=True)
+    ]
+    return _WithGradients.apply(total.detach(), filled, *parameters)  # pyright: ignore[reportReturnType]
+
+
+class _WithGradients(torch.autograd.Function):
+    """The identity on its first argument."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        total: Tensor,
+        gradients: list[Tensor],
+        *parameters: Tensor,
+    ) -> Tensor:
+        ctx.gradients = gradients
+        return total.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        scaled = (gradient * grads[0].to(gradient.dtype) for gradient in ctx.gradients)
+        return (None, None, *scaled)

@@ -1,7 +1,7 @@
 """One DeepSpeed engine per part of a method. Knows no Ray: one process, torchrun, anything."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from io import StringIO
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distrl.contract import Batch, Losses, Method, Phase, Unit
 from distrl.engine.collectives import gather_objects, gather_rows, world_size
 from distrl.engine.config import EngineConfig
-from distrl.engine.graph import reach
+from distrl.engine.graph import reach, with_gradients
 from distrl.engine.shards import Shard, shard_of, write_weight
 from distrl.engine.vendor import load_deepspeed
 from distrl.errors import DivergedError
@@ -150,13 +150,8 @@ class Engines:
                 not; no weight has moved then, except by earlier phases and, if it is a gradient of
                 one of several parts, by the parts before it.
         """
-        values: dict[str, Tensor] = {}
-        with _same_random_draws(self.device, len(phase.trains)) as rewind:
-            for part in phase.trains:
-                rewind()
-                with self.gathered():
-                    found = self._backward(part, batch, phase, shares, step)
-                values = values or found
+        with self.gathered():
+            values = self._backward(batch, phase, shares, step)
         for part in phase.trains:
             self._engines[part].step()
             if not self._engines[part].was_step_applied():
@@ -167,20 +162,34 @@ class Engines:
         return values
 
     def _backward(
-        self, part: str, batch: Batch, phase: Phase, shares: Mapping[Unit, float], step: int
+        self, batch: Batch, phase: Phase, shares: Mapping[Unit, float], step: int
     ) -> dict[str, Tensor]:
-        """Leaves the gradient of one part with its engine, and moves nothing."""
+        """Leaves the gradient of each part with its engine, and moves nothing."""
         for name, parameters in self._trained.items():
             for parameter in parameters:
-                parameter.requires_grad_(name == part)
+                parameter.requires_grad_(name in phase.trains)
         losses = self.method(batch, phase)
         total = losses.total(shares)
         self.units |= {name: term.unit for name, term in losses.terms.items()}
         values = _values(losses, total)
         self._check_finite(total, values, phase, step)
-        engine = self._engines[part]
-        engine.backward(engine(reach(total, self._trained[part])))
+        for part, own in self._shared_out(total, phase.trains):
+            engine = self._engines[part]
+            engine.backward(engine(own))
         return values
+
+    def _shared_out(self, total: Tensor, parts: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """For each part the total as its engine may take it; one backward of the graph in all."""
+        if len(parts) == 1:
+            yield parts[0], reach(total, self._trained[parts[0]])
+            return
+        trained = [parameter for part in parts for parameter in self._trained[part]]
+        reached = total.requires_grad
+        found = torch.autograd.grad(total, trained, allow_unused=True) if reached else None
+        gradients = iter(found or [None] * len(trained))
+        for part in parts:
+            own = self._trained[part]
+            yield part, with_gradients(total, own, [next(gradients) for _ in own])
 
     def _check_finite(
         self, total: Tensor, values: Mapping[str, Tensor], phase: Phase, step: int
@@ -260,23 +269,3 @@ def _values(losses: Losses, total: Tensor) -> dict[str, Tensor]:
 
 def _listed(values: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name}={value.item():.6g}" for name, value in values.items())
-
-
-@contextmanager
-def _same_random_draws(device: torch.device, passes: int) -> Iterator[Any]:
-    """Yields a function that makes every pass over a batch draw the same dropout.
-
-    A phase that trains several parts takes one pass for each; plain torch would take one for all.
-    """
-    if passes < 2:
-        yield lambda: None
-        return
-    on_gpu = device.type == "cuda"
-    host, gpu = torch.get_rng_state(), torch.cuda.get_rng_state(device) if on_gpu else None
-
-    def rewind() -> None:
-        torch.set_rng_state(host)
-        if gpu is not None:
-            torch.cuda.set_rng_state(gpu, device)
-
-    yield rewind

@@ -6,10 +6,13 @@ from pydantic import Field, TypeAdapter
 
 from distrl.contract import Catalog, Method
 from distrl.methods.cl4srec import CL4SRecConfig
+from distrl.methods.laclrec import LACLRecConfig
 from distrl.methods.mclrec import MCLRecConfig
 from distrl.methods.sasrec import SASRecConfig
 
-MethodConfig = Annotated[SASRecConfig | CL4SRecConfig | MCLRecConfig, Field(discriminator="name")]
+MethodConfig = Annotated[
+    SASRecConfig | CL4SRecConfig | MCLRecConfig | LACLRecConfig, Field(discriminator="name")
+]
 
 
 def parse_method(settings: dict[str, Any]) -> MethodConfig:

@@ -42,6 +42,11 @@ class EncoderConfig(Config):
             )
         return self
 
+    @property
+    def epochs_before_ranking(self) -> int:
+        """Epochs at most in which nothing is trained that could be ranked with."""
+        return 0
+
     def build_encoder(self, catalog: Catalog) -> SequenceEncoder:
         """The untrained encoder for one catalog."""
         return SequenceEncoder(

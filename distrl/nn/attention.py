@@ -13,8 +13,10 @@ from distrl.nn.dropout import drop
 from distrl.schema import PAD_ID
 
 
-def visible_keys(packed: Packed) -> Bool[Tensor, "R 1 L L"]:
+def visible_keys(packed: Packed, *, causal: bool = True) -> Bool[Tensor, "R 1 L L"]:
     """Which slot (last axis) each slot may look at: itself and older ones of its own segment.
+
+    Newer ones too unless `causal`.
 
     Slots that hold PAD, whether padding or hidden by the mask augmentation, are nobody's key, as in
     the authors' code. A slot without any visible key would make the softmax NaN, so it sees itself;
@@ -22,8 +24,9 @@ def visible_keys(packed: Packed) -> Bool[Tensor, "R 1 L L"]:
     """
     segment, length = packed.segment, packed.segment.shape[1]
     same_RLL = segment[:, :, None] == segment[:, None, :]
-    causal_LL = torch.ones(length, length, dtype=torch.bool, device=segment.device).tril()
-    visible_RLL = same_RLL & causal_LL & (packed.items != PAD_ID)[:, None, :]
+    visible_RLL = same_RLL & (packed.items != PAD_ID)[:, None, :]
+    if causal:
+        visible_RLL &= torch.ones_like(visible_RLL[0]).tril()
     blind_RL1 = ~visible_RLL.any(dim=2, keepdim=True)
     self_LL = torch.eye(length, dtype=torch.bool, device=segment.device)
     return (visible_RLL | (blind_RL1 & self_LL))[:, None]

@@ -110,17 +110,20 @@ class SequenceEncoder(nn.Module):
         """Rows of PAD and the items 0..V, without the mask token's."""
         return self.item_table.weight[: self.num_items + 1]
 
-    def forward(self, packed: Packed, at: Int64[Tensor, " A"] | None = None) -> Tensor:
+    def forward(
+        self, packed: Packed, at: Int64[Tensor, " A"] | None = None, *, causal: bool = True
+    ) -> Tensor:
         """One state a slot; a state knows its own segment up to its own position, and no more.
 
         Args:
             packed: The sequences.
             at: Flat indices of slots; only their states are made then, as rows (A D), which saves
                 most of the last block. None makes all states (R L D).
+            causal: Otherwise a state knows the whole of its segment.
         """
         embedded_RLD = self.item_table(packed.items) + self.positions(packed.position)
         states = self.dropout(self.norm(embedded_RLD))
-        visible = visible_keys(packed)
+        visible = visible_keys(packed, causal=causal)
         *lower, upper = self.layers
         for layer in lower:
             states = layer(states, visible)

@@ -66,3 +66,9 @@ class Ragged:
         return Ragged(
             self.values[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)], offsets
         )
+
+
+def appended(rows: Ragged, values: Int64[np.ndarray, " rows"]) -> Ragged:
+    """Each row with one more value behind it."""
+    ends = rows.offsets[1:]
+    return Ragged(np.insert(rows.values, ends, values), rows.offsets + np.arange(len(rows.offsets)))

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from distrl.schema import Config
 from distrl.train.evaluate import evaluate_local
 from distrl.train.kept import KeptCheckpoints
 from distrl.train.loop import Curves, Step, StopSignal, steps
+from distrl.train.mending import MendingProbe
 from distrl.train.monitor import SELECT_BY
 from distrl.train.state import TrainingState
 from distrl.train.validate import ALWAYS_CUTOFF
@@ -32,7 +33,8 @@ class Validated(Config):
     metrics: dict[str, float]
     """On the validation split: `val/ndcg_at_10`, ... with seen items kept, `val/masked/...`."""
     curves: dict[str, float]
-    """Means of the loss terms since the validation before: `encoder/next_item`, ..."""
+    """Means of the loss terms since the validation before, `encoder/next_item`, ..., and what the
+    method says of itself now, `augmenter/delete_recall`, ..."""
     seconds: float
     """Spent on steps since the run began, before a restart too; validations excluded."""
     targets: int
@@ -92,10 +94,11 @@ def train_locally(run: RunConfig, folder_uri: str) -> Iterator[Validated]:
         return
     manifest = read_manifest(run.data.store_uri)
     state = TrainingState(run, manifest, manifest_hash(manifest), torch.device("cpu"))
+    mending = MendingProbe(state, manifest)
     if kept.latest is not None:
         with kept.files(kept.latest) as files:
             state.load(files)
-    maker = BatchMaker(run.data, state.method.num_views, manifest.num_items, run.seed)
+    maker = BatchMaker.of(run.data, state.method, manifest.num_items, run.seed)
     stream = local_batches(
         manifest, run.data, maker, epochs=run.training.epochs, ledger=state.ledger
     )
@@ -105,7 +108,7 @@ def train_locally(run: RunConfig, folder_uri: str) -> Iterator[Validated]:
             state.method,
             state.engines,
             stream,
-            empty=empty_batch(state.method.num_views, run.data),
+            empty=empty_batch(maker),
             already_consumed=consumed,
             curves=curves,
             seed=run.seed,
@@ -116,9 +119,13 @@ def train_locally(run: RunConfig, folder_uri: str) -> Iterator[Validated]:
             state.took(done)
             stretch.add(done)
             before, consumed = consumed, consumed + done.samples
-            if not _is_due(run, before // state.rows_per_epoch, consumed // state.rows_per_epoch):
+            epoch, finished = before // state.rows_per_epoch, consumed // state.rows_per_epoch
+            if finished == epoch:
                 continue
-            validated = _validate(state, curves, stretch, history)
+            judged = mending.judge(finished - 1)
+            if not _is_due(run, epoch, finished) or not state.method.can_rank(finished - 1):
+                continue
+            validated = _validate(state, curves, stretch, history, judged)
             history.append(validated)
             _keep(state, kept, validated)
             yield validated
@@ -145,7 +152,11 @@ def _is_due(run: RunConfig, before: int, now: int) -> bool:
 
 
 def _validate(
-    state: TrainingState, curves: Curves, stretch: _Stretch, history: list[Validated]
+    state: TrainingState,
+    curves: Curves,
+    stretch: _Stretch,
+    history: list[Validated],
+    judged: Mapping[str, float],
 ) -> Validated:
     """Ranks the validation split with the weights as they are."""
     run = state.run
@@ -163,7 +174,7 @@ def _validate(
         epoch=state.trained // state.rows_per_epoch,
         step=state.step,
         metrics={f"val/{name.removeprefix('kept/')}": v for name, v in result.metrics.items()},
-        curves=curves.read(),
+        curves=curves.read() | dict(judged),
         seconds=stretch.seconds + (before.seconds if before else 0.0),
         targets=stretch.targets + (before.targets if before else 0),
     )

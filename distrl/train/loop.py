@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from distrl.contract import Batch, Method, Unit
+from distrl.contract import MEAN_UNITS, Batch, Method, Unit
 from distrl.data.stream import Consumed
 from distrl.engine.collectives import gather_objects, rank, sum_over_ranks, world_size
 from distrl.engine.zero import Engines
@@ -43,7 +43,7 @@ class Curves:
     ) -> None:
         """Takes one phase's terms in; nothing is copied off the device."""
         for name, value in terms.items():
-            count = batch.num_pairs if units.get(name) == "pair" else batch.num_targets
+            count = batch.count(units.get(name, "target"))
             key = f"{phase}/{name}"
             self.sums[key] = self.sums.get(key, 0.0) + value * count
             self.counts[key] += count
@@ -111,23 +111,26 @@ def steps(
     while True:
         (batch, consumed), error = _next(batches, empty)
         taken = 0 if consumed is None else len(consumed.serial)
-        counts = [taken, batch.num_targets, batch.num_pairs, asks_to_stop.wished, bool(error)]
-        samples, targets, pairs, wishes, errors = sum_over_ranks(counts)
+        mine = {unit: batch.count(unit) for unit in MEAN_UNITS}
+        samples, wishes, errors, *totals = sum_over_ranks(
+            [taken, asks_to_stop.wished, bool(error), *mine.values()]
+        )
+        everyone = dict(zip(MEAN_UNITS, totals, strict=True))
         if errors:
             raise next(found for found in gather_objects(error) if found is not None)
         if samples == 0:
             return
         shares: dict[Unit, float] = {
-            "target": batch.num_targets * world_size() / max(targets, 1.0),
-            "pair": batch.num_pairs * world_size() / max(pairs, 1.0),
+            unit: mine[unit] * world_size() / max(everyone[unit], 1.0) for unit in MEAN_UNITS
         }
+        shares["sum"] = world_size()
         torch.manual_seed(step_seed(seed, step, rank()))
         engines.set_epoch(consumed_before / rows_per_epoch)
         for phase in method.phases(int(consumed_before // rows_per_epoch)):
             terms = engines.step(batch, phase, shares, step=step)
             curves.add(phase.name, terms, batch, engines.units)
         step, consumed_before = step + 1, consumed_before + int(samples)
-        yield Step(step, int(samples), int(targets), consumed, wishes > 0)
+        yield Step(step, int(samples), int(everyone["target"]), consumed, wishes > 0)
 
 
 def _next(

@@ -21,6 +21,7 @@ from distrl.errors import DistrlError
 from distrl.schema import Manifest
 from distrl.train.collapse import CollapseProbe
 from distrl.train.loop import Curves, Step, StopSignal, steps
+from distrl.train.mending import MendingProbe
 from distrl.train.state import TrainingState
 
 
@@ -65,6 +66,7 @@ class _Worker:
         self.device = get_device() if on_gpu else torch.device("cpu")
         self.state = TrainingState(self.run, task.manifest, task.store_hash, self.device)
         self.views = CollapseProbe(self.state.method, self.state.engines)
+        self.mending = MendingProbe(self.state, task.manifest)
         self._resume()
 
     def _resume(self) -> None:
@@ -79,7 +81,7 @@ class _Worker:
         run, training, state = self.run, self.run.training, self.state
         shard = ray.train.get_dataset_shard("train")
         assert shard is not None, "the launcher gives every worker a part of the stream"
-        maker = BatchMaker(run.data, state.method.num_views, self.task.manifest.num_items, run.seed)
+        maker = BatchMaker.of(run.data, state.method, self.task.manifest.num_items, run.seed)
         stream = batches(shard, run.data, maker, batch_size=run.data.batch_size // world_size())
         curves, stop = Curves(), StopSignal()
         consumed = state.ledger.total
@@ -88,7 +90,7 @@ class _Worker:
             state.method,
             state.engines,
             self.views.watched(((batch.to(self.device)), taken) for batch, taken in stream),
-            empty=empty_batch(state.method.num_views, run.data).to(self.device),
+            empty=empty_batch(maker).to(self.device),
             already_consumed=consumed,
             curves=curves,
             seed=run.seed,
@@ -105,8 +107,9 @@ class _Worker:
             every = training.checkpoint_every_steps
             if finished > before // state.rows_per_epoch:
                 self._log(meter, curves, consumed)
+                self._judge(finished - 1)
                 due = finished % training.validate_every_epochs == 0 or finished >= training.epochs
-                self._checkpoint(validate=due)
+                self._checkpoint(validate=due and state.method.can_rank(finished - 1))
                 stop.wished = rank() == 0 and ray.get(self.task.monitor.should_stop.remote())
             elif every is not None and done.step % every == 0:
                 self._checkpoint(validate=False)
@@ -114,6 +117,12 @@ class _Worker:
                 break
         if state.has_news():
             self._checkpoint(validate=True)
+
+    def _judge(self, epoch: int) -> None:
+        """What the method says of itself after an epoch. Collective."""
+        figures = self.mending.judge(epoch)
+        if rank() == 0 and figures:
+            self.task.monitor.measured.remote(self.state.step, dict(figures))
 
     def _log(self, meter: "_Meter", curves: Curves, consumed: int) -> None:
         """Curves and progress to the monitor, from one rank, without waiting. Collective."""

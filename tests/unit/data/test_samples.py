@@ -165,7 +165,7 @@ def test_rows_may_be_longer_than_sequences():
 @pytest.mark.parametrize("mode", ["all_positions", "prefix"])
 def test_nothing_left_makes_a_batch_without_targets(num_views, mode):
     config = DataConfig(store_uri="unused", max_len=5, row_length=8, samples=mode)
-    batch = empty_batch(num_views, config)
+    batch = empty_batch(BatchMaker(config, num_views, NUM_ITEMS, 0))
     assert batch.clean.items.tolist() == [[0] * 8]
     assert batch.clean.segment.tolist() == [[-1] * 8]
     assert batch.num_targets == batch.num_pairs == 0

@@ -47,7 +47,7 @@ def run(store, *, lr=1e-2, stop=None, epochs=1, **engine):
             method,
             engines,
             stream,
-            empty=empty_batch(2, config),
+            empty=empty_batch(maker),
             already_consumed=0,
             curves=curves,
             seed=0,

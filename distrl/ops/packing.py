@@ -47,6 +47,16 @@ def pack(sequences: Ragged, row_length: int) -> tuple[Packed, Int64[np.ndarray, 
     return packed, slots
 
 
+def unpacked(packed: Packed) -> tuple[Ragged, Int64[np.ndarray, " tokens"]]:
+    """The sequences of packed rows, on the host, and the flat index of each of their values."""
+    segment = packed.segment.flatten().cpu().numpy()
+    slots = np.flatnonzero(segment >= 0)
+    slots = slots[np.lexsort((packed.position.flatten().cpu().numpy()[slots], segment[slots]))]
+    lengths = np.bincount(segment[slots], minlength=len(packed.last))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Ragged(packed.items.flatten().cpu().numpy()[slots], offsets), slots
+
+
 def fill_share(packed: Packed) -> float:
     """Share of the slots that hold an item."""
     return float((packed.segment >= 0).float().mean())

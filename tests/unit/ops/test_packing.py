@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from distrl.data.packing import fill_share, first_fit_decreasing, pack
+from distrl.ops.packing import fill_share, first_fit_decreasing, pack
 from distrl.ops.ragged import Ragged
 
 
