@@ -141,6 +141,12 @@ class LACLRec(Method):
         becomes the mask token, where the code has the end.
     """
 
+    first_stage_ended: Tensor
+    """Epoch before which the first stage was ended; -1 as long as it was not."""
+    lowest_loss: Tensor
+    """On held-out damage, of any epoch of the first stage."""
+    epochs_since_lowest: Tensor
+
     def __init__(self, config: LACLRecConfig, catalog: Catalog) -> None:
         super().__init__()
         self.config, self.max_len = config, catalog.max_len
