@@ -104,7 +104,7 @@ class Record:
         path = self.folder / f"{self.script}.json"
         content = {
             "script": self.script,
-            "command": " ".join(["python -m", f"benchmarks.{self.script}", *sys.argv[1:]]),
+            "command": " ".join(["python -m", f"benchmarks.{self.script}", *_options()]),
             **self._start,
             "ended": _now(),
             "load_1min_at_end": round(os.getloadavg()[0], 2),
@@ -116,6 +116,15 @@ class Record:
         path.write_text(json.dumps(content, indent=1) + "\n")
         print(f"written: {path}", flush=True)
         return path
+
+
+def _options() -> list[str]:
+    """What the script was called with, without the folder of results, which is of one machine."""
+    given = sys.argv[1:]
+    if "--results" in given:
+        at = given.index("--results")
+        del given[at : at + 2]
+    return given
 
 
 def _now() -> str:
