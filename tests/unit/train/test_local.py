@@ -28,6 +28,12 @@ def run(tmp_path):
     )
 
 
+TWO_STAGES = {
+    "name": "laclrec", "hidden_size": 8, "inner_size": 16, "pretrain_epochs": 2,
+    "pretrain_patience": 1,
+}  # fmt: skip
+
+
 def weights(folder):
     kept = KeptCheckpoints.of(str(folder))
     return load_file(folder / kept.latest / "model.safetensors")
@@ -46,6 +52,26 @@ def test_a_run_cut_between_validations_goes_on_to_the_same_weights_and_scores(ru
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert list(train_locally(run, str(tmp_path / "cut"))) == []
+
+
+@pytest.mark.parametrize("stages", ["two", "joint"])
+def test_a_method_with_stages_goes_on_in_the_stage_it_was_in(run, tmp_path, stages):
+    settings = run.model_dump(mode="json")
+    settings["method"] = {**TWO_STAGES, "stages": stages}
+    run = RunConfig.model_validate(settings)
+    whole = list(train_locally(run, str(tmp_path / "whole")))
+    # Nothing is ranked before the recommender has been trained.
+    assert [v.epoch for v in whole] == [3, 4]
+    phases = {key.partition("/")[0] for key in whole[1].curves}
+    assert phases == ({"recommender", "augmenter"} if stages == "two" else {"joint", "augmenter"})
+    assert {"augmenter/delete_recall", "augmenter/keep_share"} <= set(whole[0].curves)
+    cut = train_locally(run, str(tmp_path / "cut"))
+    next(cut)
+    cut.close()
+    rest = list(train_locally(run, str(tmp_path / "cut")))
+    assert [(v.step, v.metrics) for v in rest] == [(v.step, v.metrics) for v in whole[1:]]
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_the_latest_and_the_best_checkpoint_stay(run, tmp_path):

@@ -1,0 +1,115 @@
+"""LACLRec under Ray: two stages, a worker killed in each of them."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from distrl.data.plan import Ledger
+from distrl.data.store import manifest_hash, read_manifest
+from tests.integration.servers import REPOSITORY, job_environment, small_run, write_config
+from tests.integration.test_faults import training_workers
+from tests.store_factory import make_store
+
+pytestmark = pytest.mark.slow
+
+EPOCHS, PRETRAIN_EPOCHS, NUM_USERS, NUM_ITEMS = 4, 2, 3000, 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("laclrec")
+    sequences = [
+        [1 + (7 * user + place) % NUM_ITEMS for place in range(5 + user % 6)]
+        for user in range(NUM_USERS)
+    ]
+    make_store(folder / "store", sequences, num_shards=4)
+    return folder
+
+
+def settings(folder: Path) -> dict:
+    run = small_run("stages", str(folder / "store"), str(folder / "runs"), "")
+    run["tracking"] = {}
+    run["evaluation"] = {"num_workers": 0, "cpus_per_worker": 0.5}
+    run["workers"]["max_failures"] = 3
+    run["training"] |= {"epochs": EPOCHS, "checkpoint_every_steps": 15, "patience": None}
+    run["method"] |= {"name": "laclrec", "pretrain_epochs": PRETRAIN_EPOCHS}
+    return run
+
+
+def progress(run_folder: Path) -> float:
+    """Epochs of the newest checkpoint."""
+    found = [json.loads(p.read_text())["epoch"] for p in run_folder.glob("*/progress.json")]
+    return max(found, default=0.0)
+
+
+def kill_a_worker_after(epoch: float, run_folder: Path, process: subprocess.Popen, log: Path):
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"training ended too early: {log.read_text()[-3000:]}"
+        workers = training_workers(process.pid)
+        if progress(run_folder) > epoch and len(workers) == 2:
+            os.kill(workers[1].pid, signal.SIGKILL)
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no checkpoint after epoch {epoch}: {log.read_text()[-3000:]}")
+
+
+def metrics(folder: Path, run_id: str) -> dict[str, list[int]]:
+    with sqlite3.connect(folder / "runs" / "mlflow.db") as database:
+        rows = database.execute(
+            "select key, step from metrics where run_uuid = ? order by step", (run_id,)
+        ).fetchall()
+    found: dict[str, list[int]] = {}
+    for key, step in rows:
+        found.setdefault(key, []).append(step)
+    return found
+
+
+def test_a_worker_killed_in_each_stage_costs_nothing_and_doubles_nothing(folder):
+    run, run_folder, log = settings(folder), folder / "runs" / "stages", folder / "log"
+    process = subprocess.Popen(
+        [sys.executable, "jobs/train_laclrec.py", write_config(run)],
+        cwd=REPOSITORY,
+        env=job_environment(),
+        stdout=log.open("a"),
+        stderr=subprocess.STDOUT,
+    )
+    kill_a_worker_after(0.0, run_folder, process, log)
+    kill_a_worker_after(PRETRAIN_EPOCHS + 0.1, run_folder, process, log)
+    assert process.wait(timeout=400) == 0, log.read_text()[-3000:]
+
+    manifest = read_manifest(str(folder / "store"))
+    snapshot = json.loads((run_folder / "checkpoint_manager_snapshot.json").read_text())
+    last = run_folder / snapshot["latest_checkpoint_result"]["checkpoint_dir_name"]
+    ledger = Ledger.from_json((last / "ledger.json").read_text(), manifest_hash(manifest))
+    for epoch in range(EPOCHS):
+        for number, shard in enumerate(manifest.sequences):
+            assert ledger.consumed_count(epoch, number) == shard.trainable_rows
+
+    with sqlite3.connect(folder / "runs" / "mlflow.db") as database:
+        runs = database.execute("select run_uuid, status from runs").fetchall()
+    ((run_id, status),) = runs
+    assert status == "FINISHED"
+    found = metrics(folder, run_id)
+    for key in ("augmenter/operation", "recommender/next_item", "augmenter/delete_recall"):
+        assert found[key] == sorted(set(found[key])), f"a point of {key} is there twice"
+    assert max(found["augmenter/operation"]) < min(found["recommender/next_item"]) + 15
+    assert len(found["augmenter/delete_recall"]) == EPOCHS
+    assert min(found["val/ndcg_at_10"]) > max(found["augmenter/operation"]) - 15
+
+    # Each part was stepped in its own stage alone, and its optimizer outlived the other.
+    steps = {}
+    for part in ("encoder", "augmenter", "recommender"):
+        with safe_open(last / f"optimizer-{part}.safetensors", framework="pt") as file:
+            steps[part] = float(file.get_tensor("step"))
+    assert steps["augmenter"] > 0
+    assert steps["recommender"] > 0
+    assert steps["encoder"] == steps["augmenter"] + steps["recommender"]
