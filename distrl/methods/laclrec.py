@@ -161,7 +161,7 @@ class LACLRec(Method):
         self.num_views = 1 if mends else 2
         if not config.data_weight and not config.triplet_weight:
             self.num_views = 0
-        if mends and (self._pretrains(0) or config.stages == "joint"):
+        if mends and (config.pretrain_epochs > 0 or config.stages == "joint"):
             self.corruption = CorruptionRates(
                 config.keep, config.delete, config.insert, config.max_inserted
             )
