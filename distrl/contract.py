@@ -156,6 +156,9 @@ class Phase:
     """Names of the parts it moves. Parts that always move together should be one part."""
 
 
+Mark = Literal["kept", "deleted", "inserted"]
+"""What a method did with an item of a sequence."""
+
 Unit = Literal["target", "pair", "token", "missing", "sum"]
 """What a term is a mean over, which decides its share when workers hold unequal batches: targets,
 pairs, slots of damaged sequences, items missing in them; or a sum, which no worker shares."""
@@ -239,6 +242,15 @@ class Method(nn.Module, ABC):
         """Figures of the method's own on held-out sequences: none unless overridden.
 
         In evaluation mode; the same on all workers, which all hold the same batch.
+        """
+        return {}
+
+    def examples(
+        self, batch: Batch, count: int
+    ) -> Mapping[str, Sequence[Sequence[tuple[int, Mark]]]]:
+        """Sequences as the method mends them, by what they are, for people to look at.
+
+        None unless overridden. In evaluation mode; at most `count` of each.
         """
         return {}
 

@@ -16,6 +16,7 @@ from distrl.contract import (
     CorruptionRates,
     Damaged,
     Losses,
+    Mark,
     Method,
     Packed,
     Phase,
@@ -23,7 +24,7 @@ from distrl.contract import (
 )
 from distrl.methods.contrasting import ContrastConfig, contrasted, data_contrast, takes_part
 from distrl.methods.encoding import Probability, next_item
-from distrl.methods.mending import Mended, mended, mending_figures
+from distrl.methods.mending import Mended, marked, mended, mending_figures
 from distrl.nn.attention import visible_keys
 from distrl.nn.corrector import Corrector
 from distrl.nn.encoder import EncoderLayer, stack
@@ -322,6 +323,20 @@ class LACLRec(Method):
         if batch.views is not None:
             figures |= self._mended(batch.views[1], sampled=True).shares()
         return {f"augmenter/{name}": value for name, value in figures.items()}
+
+    @torch.no_grad()
+    def examples(
+        self, batch: Batch, count: int
+    ) -> Mapping[str, Sequence[Sequence[tuple[int, Mark]]]]:
+        """Held-out histories, and the same ones damaged; the likeliest operation at each item."""
+        if not self.config.learned_view or batch.damaged is None:
+            return {}
+        packs = {"damaged histories": batch.damaged.sequences}
+        packs |= {} if batch.views is None else {"histories": batch.views[1]}
+        return {
+            what: marked(packed, self._mended(packed, sampled=False), count)
+            for what, packed in packs.items()
+        }
 
     def view_states(self, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor]]:
         """`data`: the random view and the learned one, or two random ones."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from distrl.contract import Damaged, Packed
+from distrl.contract import Damaged, Mark, Packed
 from distrl.ops.corruption import DELETE, INSERT, KEEP, applied
 from distrl.ops.packing import pack, unpacked
 from distrl.ops.ragged import Ragged
@@ -106,6 +106,25 @@ def _filled(sequences: Ragged, empty_id: int) -> Ragged:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     values[sequences.positions + offsets[:-1][sequences.rows]] = sequences.values
     return Ragged(values, offsets)
+
+
+def marked(packed: Packed, found: Mended, count: int) -> list[list[tuple[int, Mark]]]:
+    """The first sequences with what was done to each of their items, inserted ones among them."""
+    put = {
+        at: [item for item in items if item != PAD_ID]
+        for at, items in zip(found.inserted_at.tolist(), found.inserted.tolist(), strict=True)
+    }
+    sequences, slots = unpacked(packed)
+    deleted = (found.operations.cpu().numpy()[slots] == DELETE).tolist()
+    rows: list[list[tuple[int, Mark]]] = []
+    for start, stop in zip(sequences.offsets[:-1][:count], sequences.offsets[1:], strict=False):
+        row: list[tuple[int, Mark]] = []
+        for token in range(start, stop):
+            for item in reversed(put.get(int(slots[token]), [])):
+                row.append((item, "inserted"))
+            row.append((int(sequences.values[token]), "deleted" if deleted[token] else "kept"))
+        rows.append(row)
+    return rows
 
 
 def mending_figures(damaged: Damaged, found: Mended) -> dict[str, float]:

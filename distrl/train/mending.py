@@ -1,12 +1,13 @@
 """How well a method mends held-out sequences, judged by every worker on the same ones."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from distrl.config import RunConfig
-from distrl.contract import Batch
+from distrl.contract import Batch, Mark
+from distrl.data.config import AugmentConfig
 from distrl.data.samples import BatchMaker, Samples
 from distrl.engine.collectives import gather_objects
 from distrl.ops.ragged import Ragged
@@ -15,6 +16,7 @@ from distrl.train.reading import ragged, shard_batches
 from distrl.train.state import TrainingState
 
 HELD_OUT_USERS = 512
+EXAMPLES = 20
 HELD_OUT_EPOCH = 2**31 - 1
 """Names the draws of the held-out damage, which no epoch of training has."""
 
@@ -58,9 +60,22 @@ class MendingProbe:
         method.heed(epoch, figures)
         return figures
 
+    def examples(self) -> Mapping[str, Sequence[Sequence[tuple[int, Mark]]]]:
+        """Some of the sequences as the method mends them. Collective at ZeRO 3."""
+        if self._batch is None:
+            return {}
+        method = self._state.method
+        method.eval()
+        try:
+            with self._state.engines.gathered():
+                return method.examples(self._batch, EXAMPLES)
+        finally:
+            method.train()
+
 
 def _maker(run: RunConfig, state: TrainingState, manifest: Manifest) -> BatchMaker:
-    prefixes = run.data.model_copy(update={"samples": "prefix"})
+    # Of the views only the raw one is judged; the default random one needs no table of items.
+    prefixes = run.data.model_copy(update={"samples": "prefix", "augment": AugmentConfig()})
     return BatchMaker.of(prefixes, state.method, manifest.num_items, run.seed)
 
 

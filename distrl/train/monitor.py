@@ -56,6 +56,10 @@ class Monitor:
             + (" (best)" if metrics[SELECT_BY] == best else f" (best {best:.4f})")
         )
 
+    def wrote(self, name: str, text: str) -> None:
+        """A text for people, kept with the run."""
+        self._log.log_text(name, text)
+
     def tell(self, message: str) -> None:
         """Something that the user should read."""
         self._messages.append(message)

@@ -11,7 +11,7 @@ from distrl.data.config import DataConfig
 from distrl.data.samples import BatchMaker, Samples
 from distrl.methods import build, parse_method
 from distrl.methods.laclrec import HELD_OUT_LOSS, chosen_operations
-from distrl.methods.mending import mended, mending_figures
+from distrl.methods.mending import marked, mended, mending_figures
 from distrl.nn.encoder import stack
 from distrl.ops.corruption import DELETE, INSERT, KEEP
 from distrl.ops.losses import next_item_loss, ranking_triplet
@@ -341,3 +341,16 @@ def test_views_of_an_empty_side_can_be_stacked():
     batch = batch_of([[1, 2], [3]], [3, 4], ([[1, 2], [3]], [[1, 2], [3]]), MAX_LEN)
     views = model._views(batch)
     assert stack(views).last.shape == (4,)
+
+
+def test_examples_show_what_is_done_to_each_item():
+    packed = pack_rows([[1, 2, 3], [4]], MAX_LEN)
+    operations = torch.full((packed.items.numel(),), DELETE)
+    operations[packed.segment.flatten() >= 0] = torch.tensor([KEEP, DELETE, INSERT, KEEP])
+    settings = {"max_len": MAX_LEN, "empty_id": NUM_ITEMS + 1, "scramble": False}
+    found = mended(packed, operations, lambda at: torch.tensor([[8, 9]]), **settings)
+    assert marked(packed, found, 2) == [
+        [(1, "kept"), (2, "deleted"), (9, "inserted"), (8, "inserted"), (3, "kept")],
+        [(4, "kept")],
+    ]
+    assert marked(packed, found, 1) == marked(packed, found, 2)[:1]
