@@ -107,6 +107,12 @@ class RunConfig(Config):
                 f"training.epochs={self.training.epochs} leaves no epoch to the recommender after "
                 f"method.pretrain_epochs={before}"
             )
+        if self.evaluation.protocol != "full":
+            raise ValueError(
+                f"evaluation.protocol={self.evaluation.protocol}: a training chooses and registers "
+                "its model by ranking the whole catalog; rank its checkpoint or version afterwards "
+                f"with jobs/evaluate.py --protocol {self.evaluation.protocol}"
+            )
         decay_epochs = self.engine.decay_epochs
         if decay_epochs is not None and decay_epochs < self.training.epochs:
             raise ValueError(

@@ -49,6 +49,12 @@ class PromoteConfig(Config):
 
     @model_validator(mode="after")
     def _measured(self) -> "PromoteConfig":
+        if self.evaluation.protocol != "full":
+            raise ValueError(
+                f"evaluation.protocol={self.evaluation.protocol}: a gate compares versions by "
+                "ranking the whole catalog, and figures of the sampled protocol are not comparable "
+                "with those: leave protocol=full"
+            )
         measured = {f"{name}_at_{k}" for name in METRICS for k in self.evaluation.cutoffs}
         unknown = sorted(self.gate.metrics - measured)
         if unknown:

@@ -2,15 +2,21 @@
 
     python jobs/evaluate.py configs/evaluate.yaml model_uri=models:/quickstart@champion
     python jobs/evaluate.py store_uri=data/store checkpoint_uri=runs/name/checkpoint-000001000
+    python jobs/evaluate.py ... --protocol sampled99
 
 Prints HR, NDCG and MRR over the whole catalog, with seen items kept and masked, and a table by
 length of the user's sequence. Writes both as JSON and CSV, and a picture, to output_uri; with
 top_k_uri also the best items of every user, in your own ids.
+
+--protocol sampled99 ranks each target among 99 random items instead, as LACLRec's predecessors do;
+its figures are not comparable with those of full ranking, and its files are named after it.
 """
 
+import argparse
 import json
 import logging
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +24,7 @@ from jaxtyping import Int64
 from pydantic import Field, PositiveInt, model_validator
 
 from distrl.cluster import check_capacity, connect
-from distrl.data.evaluation_config import EvaluationConfig
+from distrl.data.evaluation_config import EvaluationConfig, RankingProtocol
 from distrl.data.store import check_sizes, read_item_ids, read_manifest
 from distrl.errors import ConfigError
 from distrl.schema import Config, Split
@@ -26,7 +32,7 @@ from distrl.serving.artifact import Artifact
 from distrl.storage import absolute, check_writable, join, listing, write_bytes
 from distrl.tracking.config import TrackingConfig, resolve_tracking_uri
 from distrl.train import progress
-from distrl.train.evaluate import evaluate_model, write_best_items
+from distrl.train.evaluate import check_protocol, evaluate_model, write_best_items
 from distrl.train.ranker import RankingTask
 from distrl.train.report import as_csv, as_json, length_table, main_table, picture
 from distrl.train.saved import item_map, read_checkpoint, read_registered
@@ -45,7 +51,8 @@ class EvaluateConfig(Config):
     that the model does not know are misses."""
     split: Split = "test"
     output_uri: str = "evaluation"
-    """Folder for evaluation-<split>.json, .csv and .png."""
+    """Folder for evaluation-<split>.json, .csv and .png; under the sampled protocol they are
+    evaluation-<split>-sampled99.json and so on."""
     top_k_uri: str | None = None
     """Empty or new folder for the best items of every user as Parquet; None writes none."""
     top_k: PositiveInt = 20
@@ -80,7 +87,7 @@ class _Ready:
 
 def main() -> None:
     """Evaluates one model on one split."""
-    config = resolve(EvaluateConfig, arguments(__doc__, config_optional=True).parse_args())
+    config = resolve(EvaluateConfig, _arguments())
     logging.getLogger(progress.__name__).setLevel(logging.INFO)
     output_uri = absolute(config.output_uri)
     check_writable(output_uri)
@@ -104,11 +111,33 @@ def main() -> None:
         "png": picture(result),
     }
     for ending, content in files.items():
-        uri = join(output_uri, f"evaluation-{config.split}.{ending}")
+        uri = join(output_uri, f"{_file_name(config)}.{ending}")
         write_bytes(uri, content)
         print(uri)
     if config.top_k_uri is not None:
         _write_top_k(config, ready, absolute(config.top_k_uri))
+
+
+def _arguments() -> argparse.Namespace:
+    """What the command line says; the flag becomes an override, and the last one."""
+    parser = arguments(__doc__, config_optional=True)
+    parser.add_argument(
+        "--protocol",
+        choices=get_args(RankingProtocol),
+        help="full: rank the whole catalog (the default); sampled99: rank the target among 99 "
+        "random items new to the user, not comparable with full ranking. The same as "
+        "evaluation.protocol=...",
+    )
+    args = parser.parse_intermixed_args()
+    if args.protocol is not None:
+        args.overrides = [*args.overrides, f"evaluation.protocol={args.protocol}"]
+    return args
+
+
+def _file_name(config: EvaluateConfig) -> str:
+    """Figures of one protocol never lie in the file of another's."""
+    protocol = config.evaluation.protocol
+    return f"evaluation-{config.split}" + ("" if protocol == "full" else f"-{protocol}")
 
 
 def _prepare(config: EvaluateConfig) -> _Ready:
@@ -125,7 +154,9 @@ def _prepare(config: EvaluateConfig) -> _Ready:
     manifest = read_manifest(store_uri)
     check_sizes(store_uri, manifest)
     ids: pa.Array = read_item_ids(store_uri, manifest)
-    return _Ready(artifact, store_uri, item_map(artifact, ids))
+    mapped = item_map(artifact, ids)
+    check_protocol(config.evaluation, manifest, store_uri, mapped)
+    return _Ready(artifact, store_uri, mapped)
 
 
 def _start_ray(config: EvaluationConfig) -> None:

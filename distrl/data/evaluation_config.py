@@ -1,4 +1,4 @@
-"""How models are ranked against the catalog."""
+"""How models are ranked, against the catalog or a sample of it."""
 
 from typing import Annotated, Literal
 
@@ -7,10 +7,20 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_valida
 
 from distrl.schema import Config
 
+RankingProtocol = Literal["full", "sampled99"]
+
 
 class EvaluationConfig(Config):
-    """Full-catalog ranking of held-out items. Nothing here but the first four changes a metric."""
+    """Ranking of held-out items. Nothing here but the first six changes a metric."""
 
+    protocol: RankingProtocol = "full"
+    """`full` ranks each target against the whole catalog. `sampled99` ranks it against 99 different
+    random items that are nowhere in the user's sequence up to the target, and the target loses a
+    tie: the protocol of STEAM and TCLARec, LACLRec's predecessors. Its figures are not comparable
+    with those of full ranking, so a training and a promotion, which choose by a ranking, refuse
+    it."""
+    negatives_seed: NonNegativeInt = 0
+    """With a user's id and the split it decides the 99 items, whatever the batch and the shard."""
     cutoffs: tuple[PositiveInt, ...] = (5, 10, 20)
     """The k of HR@k, NDCG@k and MRR@k, rising."""
     length_bounds: tuple[PositiveInt, ...] = (5, 8, 20, 50)

@@ -1,12 +1,13 @@
-"""Full-catalog ranking that does not depend on the order of summation.
+"""Ranking that does not depend on the order of summation, of the whole catalog or a sample.
 
-Dimensions: U users, V items, D hidden, C items of a chunk, S seen pairs.
+Dimensions: U users, V items, D hidden, C items of a chunk, S seen pairs, N negatives a user.
 
 Floating-point sums depend on the shape of the batch they are computed in, so items with equal
 vectors would be told apart by noise, and ranks would change with batch size and sharding. Here
 states and vectors are rounded to integers of 22 to 24 bits (a float32 has 24), small enough that
 every partial sum of a dot product is exact in float64. Items rank by falling score, and equal
 scores by rising id; dense ids fall with frequency, so a collapsed model ranks like popularity.
+Among sampled candidates the target comes last of equal ones.
 """
 
 from collections.abc import Iterator
@@ -164,6 +165,39 @@ def seen_before_target(
         before = (score > score_U[user]) | ((score == score_U[user]) & (item < targets[user]))
         count_U.index_add_(0, user, before.long())
     return count_U
+
+
+def sampled_ranks(
+    states: Float[Tensor, "U D"],
+    grid: ItemGrid,
+    targets: Int64[Tensor, " U"],
+    negatives: Int64[Tensor, "U N"],
+) -> Int64[Tensor, " U"]:
+    """Rank of each user's target among it and the user's negatives, 1 for the best.
+
+    Every negative that scores as much as the target goes before it, as in the released code of
+    TCLARec (doi:10.1145/3726302.3730101): a model that tells no items apart ranks all targets last.
+
+    Args:
+        states: As for `target_ranks`.
+        grid: The catalog.
+        targets: Item ids in 1..V.
+        negatives: Item ids in 1..V, of each user different ones and not the target.
+    """
+    states_UD = grid.states(states)
+    score_U = (states_UD * grid.rows(targets)).sum(dim=1)
+    users_at_once = max(PAIRS_AT_ONCE // max(negatives.shape[1], 1), 1)
+    before = [torch.zeros_like(targets[:0])]
+    for state, score, items in zip(
+        states_UD.split(users_at_once),
+        score_U.split(users_at_once),
+        negatives.split(users_at_once),
+        strict=True,
+    ):
+        vectors = grid.rows(items.flatten()).view(*items.shape, -1)
+        scores = (vectors @ state[:, :, None])[:, :, 0]
+        before.append((scores >= score[:, None]).sum(dim=1))
+    return 1 + torch.cat(before)
 
 
 def top_items(

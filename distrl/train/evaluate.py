@@ -1,4 +1,4 @@
-"""Full-catalog ranking of a store's held-out items, in this process or on Ray actors.
+"""Ranking of a store's held-out items, in this process or on Ray actors.
 
 The unit is a shard, what comes back from one is counts of ranks, and adding counts is exact: so
 metrics do not depend on batch size, number of workers or sharding.
@@ -16,15 +16,17 @@ import pyarrow as pa
 from jaxtyping import Int64
 
 from distrl.contract import Method
-from distrl.data.evaluation_config import EvaluationConfig
+from distrl.data.evaluation_config import EvaluationConfig, RankingProtocol
 from distrl.data.store import read_manifest
-from distrl.errors import SchemaError
+from distrl.errors import ConfigError, SchemaError
 from distrl.ops.metrics import RankCounts
-from distrl.schema import Manifest, Split
+from distrl.ops.negatives import NUM_NEGATIVES
+from distrl.schema import PAD_ID, Manifest, Split
 from distrl.train.baselines import count_training_items, popularity_ranks
 from distrl.train.fleet import count_on_ray, ranking_fleet
 from distrl.train.progress import Progress
-from distrl.train.ranker import MODEL, Ranker, RankingTask, Tally
+from distrl.train.ranker import MODEL, POLICIES, Policy, Ranker, RankingTask, Tally
+from distrl.train.sampled import shared_popularity_ranks
 from distrl.train.top_k import write_top_k
 
 
@@ -33,9 +35,11 @@ class EvaluationResult:
     """Ranks of a split's targets, counted for the model and for the baselines beside it."""
 
     split: Split
+    protocol: RankingProtocol
+    """What the targets were ranked against; figures of one say nothing beside those of another."""
     ranks: Mapping[str, RankCounts]
     """By `ranker/policy`; rankers are model, popularity and repeat_recent, policies kept and
-    masked."""
+    masked, or under `sampled99` that alone."""
     cutoffs: tuple[int, ...]
     num_users: int
     """Cases: users with a target and a history, each counted in every metric."""
@@ -47,31 +51,29 @@ class EvaluationResult:
     seconds: float
 
     @property
+    def policies(self) -> tuple[Policy, ...]:
+        """How the targets were ranked."""
+        return POLICIES[self.protocol]
+
+    @property
     def metrics(self) -> dict[str, float]:
-        """The model's: `kept/hr_at_5`, ..., `masked/mrr_at_20`."""
+        """The model's: `kept/hr_at_5`, ..., `masked/mrr_at_20`; or `sampled99/hr_at_5`, ..."""
         return {
             f"{policy}/{name}": value
-            for policy in ("kept", "masked")
+            for policy in self.policies
             for name, value in self.ranks[f"{MODEL}/{policy}"].metrics(self.cutoffs).items()
         }
 
     @property
     def by_length(self) -> list[dict[str, Any]]:
         """One row for each bucket of full sequence lengths, with the model's metrics."""
-        kept, masked = (
-            self.ranks[f"{MODEL}/{policy}"].by_length(self.cutoffs) for policy in ("kept", "masked")
-        )
-        return [
-            {
-                "length": label,
-                "num_users": num_users,
-                **{f"kept/{name}": value for name, value in kept_metrics.items()},
-                **{f"masked/{name}": value for name, value in masked_metrics.items()},
-            }
-            for (label, num_users, kept_metrics), (_, _, masked_metrics) in zip(
-                kept, masked, strict=True
-            )
-        ]
+        found: dict[str, dict[str, Any]] = {}
+        for policy in self.policies:
+            buckets = self.ranks[f"{MODEL}/{policy}"].by_length(self.cutoffs)
+            for label, num_users, metrics in buckets:
+                row = found.setdefault(label, {"length": label, "num_users": num_users})
+                row.update({f"{policy}/{name}": value for name, value in metrics.items()})
+        return list(found.values())
 
 
 def evaluate_model(
@@ -84,7 +86,7 @@ def evaluate_model(
     item_map: Int64[np.ndarray, " items"] | None = None,
     baselines: bool = True,
 ) -> EvaluationResult:
-    """Ranks the held-out item of every user against the whole catalog.
+    """Ranks the held-out item of every user against the whole catalog, or a sample of it.
 
     Each of `config.num_workers` Ray actors holds the model once and takes shard after shard; with
     0 workers the same numbers come from `evaluate_local`.
@@ -100,6 +102,8 @@ def evaluate_model(
         baselines: Whether to rank popularity and repeat-recent too; costs a pass over the store.
 
     Raises:
+        ConfigError: If the sampled protocol is asked for and the catalog is too small for it, as a
+            whole or for some users, or the model does not know all of it.
         SchemaError: If the store is torn, or its catalog is not the model's and no map is given.
         StorageError: If the store cannot be read.
         DivergedError: If the model is not finite.
@@ -110,10 +114,11 @@ def evaluate_model(
         )
     manifest = read_manifest(store_uri)
     _check_catalog(method, manifest, store_uri, item_map)
+    check_protocol(config, manifest, store_uri, item_map)
     progress = Progress(manifest.num_users)
     popularity = None
     if baselines:
-        popularity = popularity_ranks(count_on_ray(store_uri, manifest, config))
+        popularity = _popularity(count_on_ray(store_uri, manifest, config), config)
     task = RankingTask(max_len, store_uri, split, config, popularity, item_map)
     with ranking_fleet(method, task, len(manifest.sequences)) as fleet:
         return _result(fleet.rank(manifest.sequences, progress.add), split, config, progress)
@@ -132,6 +137,7 @@ def evaluate_local(
     """The same numbers as `evaluate_model`, in this process and without Ray."""
     manifest = read_manifest(store_uri)
     _check_catalog(method, manifest, store_uri, item_map)
+    check_protocol(config, manifest, store_uri, item_map)
     progress = Progress(manifest.num_users)
     popularity = None
     if baselines:
@@ -139,7 +145,7 @@ def evaluate_local(
             count_training_items(store_uri, shard, manifest.num_items)
             for shard in manifest.sequences
         )
-        popularity = popularity_ranks(reduce(add, counted))
+        popularity = _popularity(reduce(add, counted), config)
     task = RankingTask(max_len, store_uri, split, config, popularity, item_map)
     ranker = Ranker(copy.deepcopy(method), task)
     tallies = (ranker.rank(shard, progress.add) for shard in manifest.sequences)
@@ -205,17 +211,64 @@ def _check_catalog(
         )
 
 
+def check_protocol(
+    config: EvaluationConfig,
+    manifest: Manifest,
+    store_uri: str,
+    item_map: Int64[np.ndarray, " items"] | None,
+) -> None:
+    """Refuses what the sampled protocol cannot rank, as far as the catalog alone shows it.
+
+    Args:
+        config: How to rank.
+        manifest: The store's.
+        store_uri: Where it is.
+        item_map: As for `evaluate_model`.
+
+    Raises:
+        ConfigError: If the catalog has too few items, or the model does not know all of them.
+    """
+    if config.protocol != "sampled99":
+        return
+    if manifest.num_items <= NUM_NEGATIVES:
+        raise ConfigError(
+            f"evaluation.protocol=sampled99 ranks a target among {NUM_NEGATIVES} other items; the "
+            f"store {store_uri} has {manifest.num_items} in all: use protocol=full"
+        )
+    num_unknown = 0 if item_map is None else int((item_map[PAD_ID + 1 :] == PAD_ID).sum())
+    if num_unknown:
+        raise ConfigError(
+            f"evaluation.protocol=sampled99: the model does not know {num_unknown} items of the "
+            f"store {store_uri}, so it cannot rank those that are drawn: use protocol=full"
+        )
+
+
+def _popularity(
+    counts: Int64[np.ndarray, " items"], config: EvaluationConfig
+) -> Int64[np.ndarray, " items"]:
+    """Ranks of the items by popularity: under the sampled protocol equal counts tie."""
+    if config.protocol == "sampled99":
+        return shared_popularity_ranks(counts)
+    return popularity_ranks(counts)
+
+
 def _result(
     tallies: Iterable[Tally], split: Split, config: EvaluationConfig, progress: Progress
 ) -> EvaluationResult:
     total = reduce(add, tallies)
-    num_users = total.ranks[f"{MODEL}/kept"].num_cases
+    if total.num_crowded:
+        raise ConfigError(
+            f"evaluation.protocol=sampled99 needs {NUM_NEGATIVES} items that are nowhere in a "
+            f"user's sequence; {total.num_crowded:,} users have fewer left: use protocol=full"
+        )
+    num_users = total.ranks[f"{MODEL}/{POLICIES[config.protocol][0]}"].num_cases
     if num_users == 0:
         raise SchemaError(
             f"no user has a {split} case: all {total.num_skipped} sequences are too short"
         )
     return EvaluationResult(
         split=split,
+        protocol=config.protocol,
         ranks=total.ranks,
         cutoffs=config.cutoffs,
         num_users=num_users,

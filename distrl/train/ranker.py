@@ -1,6 +1,6 @@
 """Ranks one shard of a store: the model, and the baselines beside it. Knows no Ray.
 
-Dimensions: U users, D hidden, V items.
+Dimensions: U users, D hidden, V items, N negatives a user.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,20 +14,40 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from distrl.contract import Method
-from distrl.data.evaluation_config import EvaluationConfig
+from distrl.data.evaluation_config import EvaluationConfig, RankingProtocol
 from distrl.data.id_hash import hash_ids
 from distrl.nn.histories import pad_histories
 from distrl.ops.held_out import Cases, held_out_cases, last_occurrence, renamed
 from distrl.ops.metrics import MISS, RankCounts
-from distrl.ops.ragged import Ragged
-from distrl.ops.ranking import ItemGrid, seen_before_target, target_ranks, top_items
+from distrl.ops.negatives import (
+    NUM_NEGATIVES,
+    UnseenItems,
+    negative_keys,
+    random_unseen_items,
+)
+from distrl.ops.ragged import Ragged, appended
+from distrl.ops.ranking import (
+    ItemGrid,
+    sampled_ranks,
+    seen_before_target,
+    target_ranks,
+    top_items,
+)
 from distrl.ops.sequences import with_random_items
 from distrl.schema import PAD_ID, Shard, Split
 from distrl.train.baselines import rank_by_popularity, rank_by_recency, seen_targets
 from distrl.train.reading import ragged, shard_batches
+from distrl.train.sampled import sampled_popularity, sampled_recency
 
-Policy = Literal["kept", "masked"]
-"""Whether items of the history stay candidates. A masked target that was seen is a miss."""
+Policy = Literal["kept", "masked", "sampled99"]
+"""Whether items of the history stay candidates. A masked target that was seen is a miss. Sampled
+candidates hold none of them, so there the question does not arise."""
+
+POLICIES: dict[RankingProtocol, tuple[Policy, ...]] = {
+    "full": ("kept", "masked"),
+    "sampled99": ("sampled99",),
+}
+"""How targets are ranked under each protocol; the first counts every case."""
 
 MODEL, POPULARITY, REPEAT_RECENT = "model", "popularity", "repeat_recent"
 
@@ -40,11 +60,13 @@ class Tally:
     """What ranking some users gave; adding tallies is exact."""
 
     ranks: Mapping[str, RankCounts]
-    """By `ranker/policy`, such as `model/kept`."""
+    """By `ranker/policy`, such as `model/kept` or `model/sampled99`."""
     num_skipped: int
     """Users too short for a case."""
     num_unknown: int
     """Cases that are misses because the model knows the target, or all of the history, not."""
+    num_crowded: int
+    """Users whose sequence leaves fewer items than the sampled protocol draws."""
 
     def __add__(self, other: "Tally") -> "Tally":
         """Both together."""
@@ -52,6 +74,7 @@ class Tally:
             {name: counts + other.ranks[name] for name, counts in self.ranks.items()},
             self.num_skipped + other.num_skipped,
             self.num_unknown + other.num_unknown,
+            self.num_crowded + other.num_crowded,
         )
 
 
@@ -75,7 +98,8 @@ class RankingTask:
     """Which held-out items are the targets."""
     config: EvaluationConfig
     popularity: Int64[np.ndarray, " items"] | None
-    """Popularity rank of each item of the store; None leaves the baselines out."""
+    """Popularity rank of each item of the store, of the protocol's kind; None leaves the baselines
+    out."""
     item_map: Int64[np.ndarray, " items"] | None
     """The model's id of each item id of the store; None where they are the same."""
 
@@ -113,13 +137,16 @@ class Ranker:
             StorageError: If it cannot be read.
             DivergedError: If a state is not finite.
         """
-        tally = self._tally(held_out_cases(Ragged.of([]), self._task.split), 0, None)
-        columns = ["user", "items"] if self._noise else ["items"]
+        nobody = pa.array([], pa.int64())
+        tally = self._tally(held_out_cases(Ragged.of([]), self._task.split), 0, nobody)
+        # Whatever is drawn for a user is drawn by the user's id.
+        draws = self._noise > 0 or self._config.protocol == "sampled99"
+        columns = ["user", "items"] if draws else ["items"]
         for batch in shard_batches(self._task.store_uri, shard, self._config.batch_size, columns):
             sequences = ragged(batch.column("items"))
             cases = held_out_cases(sequences, self._task.split)
             num_users = len(sequences.lengths)
-            users = batch.column("user").take(pa.array(cases.rows)) if self._noise else None
+            users = batch.column("user").take(pa.array(cases.rows)) if draws else nobody
             tally += self._tally(cases, num_users - len(cases.targets), users)
             on_batch(num_users)
         return tally
@@ -150,7 +177,24 @@ class Ranker:
                 batch.column("user").take(chosen), ids.cpu().numpy(), scores.cpu().numpy()
             )
 
-    def _tally(self, cases: Cases, num_skipped: int, users: pa.Array | None) -> Tally:
+    def _tally(self, cases: Cases, num_skipped: int, users: pa.Array) -> Tally:
+        """Counts of some cases; users, one a case, are there where something is drawn for them."""
+        num_unknown, num_crowded = 0, 0
+        if self._config.protocol == "sampled99":
+            ranks, num_crowded = self._sampled_ranks(cases, users)
+        else:
+            ranks, num_unknown = self._full_ranks(cases, users)
+        bounds, max_rank = self._config.length_bounds, max(self._config.cutoffs)
+        counts = {
+            name: RankCounts.of(values, cases.lengths, bounds, max_rank)
+            for name, values in ranks.items()
+        }
+        return Tally(counts, num_skipped, num_unknown, num_crowded)
+
+    def _full_ranks(
+        self, cases: Cases, users: pa.Array
+    ) -> tuple[dict[str, Int64[np.ndarray, " U"]], int]:
+        """Ranks by ranker and policy, and how many cases the model cannot rank."""
         kept, masked, num_unknown = self._model_ranks(self._in_model_ids(cases), users)
         ranks = {f"{MODEL}/kept": kept, f"{MODEL}/masked": masked}
         if self._task.popularity is not None:
@@ -159,34 +203,51 @@ class Ranker:
             recent = rank_by_recency(cases)
             nothing = np.full_like(recent, MISS)  # all it can name is masked
             ranks |= {f"{REPEAT_RECENT}/kept": recent, f"{REPEAT_RECENT}/masked": nothing}
-        bounds, max_rank = self._config.length_bounds, max(self._config.cutoffs)
-        counts = {
-            name: RankCounts.of(values, cases.lengths, bounds, max_rank)
-            for name, values in ranks.items()
-        }
-        return Tally(counts, num_skipped, num_unknown)
+        return ranks, num_unknown
+
+    def _sampled_ranks(
+        self, cases: Cases, users: pa.Array
+    ) -> tuple[dict[str, Int64[np.ndarray, " U"]], int]:
+        """Ranks by ranker among sampled candidates, and how many users have too few of them."""
+        unseen = UnseenItems.of(appended(cases.histories, cases.targets), self._num_store_items)
+        num_crowded = int((unseen.counts < NUM_NEGATIVES).sum())
+        # One such user fails the evaluation, once it has counted them all: ranks matter no more.
+        if num_crowded:
+            nothing = np.full(len(cases.targets), MISS, dtype=np.int64)
+            baselines = [] if self._task.popularity is None else [POPULARITY, REPEAT_RECENT]
+            return {f"{name}/sampled99": nothing for name in [MODEL, *baselines]}, num_crowded
+        keys = negative_keys(hash_ids(users, self._config.negatives_seed), self._task.split)
+        negatives = random_unseen_items(unseen, NUM_NEGATIVES, keys)
+        ranks = {f"{MODEL}/sampled99": self._model_sampled_ranks(cases, negatives, users)}
+        if self._task.popularity is not None:
+            popularity = sampled_popularity(cases, negatives, self._task.popularity)
+            ranks |= {
+                f"{POPULARITY}/sampled99": popularity,
+                f"{REPEAT_RECENT}/sampled99": sampled_recency(cases),
+            }
+        return ranks, 0
+
+    @property
+    def _num_store_items(self) -> int:
+        item_map = self._task.item_map
+        return self._grid.num_items if item_map is None else len(item_map) - 1
 
     def _in_model_ids(self, cases: Cases) -> Cases:
         return cases if self._task.item_map is None else renamed(cases, self._task.item_map)
 
     @torch.inference_mode()
     def _model_ranks(
-        self, cases: Cases, users: pa.Array | None
+        self, cases: Cases, users: pa.Array
     ) -> tuple[Int64[np.ndarray, " U"], Int64[np.ndarray, " U"], int]:
-        """Ranks kept and masked of all cases, and how many the model cannot rank.
-
-        Users, one a case, are there where histories are read with noise.
-        """
+        """Ranks kept and masked of all cases, and how many the model cannot rank."""
         kept = np.full(len(cases.targets), MISS, dtype=np.int64)
         masked = kept.copy()
         known = np.flatnonzero((cases.targets != PAD_ID) & (cases.histories.lengths > 0))
         num_unknown = len(kept) - len(known)
         if len(known):
             histories = cases.histories.take(known)
-            read = histories
-            if users is not None:
-                read = self._noisy(histories, users.take(pa.array(known)))
-            states = self._states(read)
+            read = users.take(pa.array(known)) if self._noise else users
+            states = self._states(self._as_read(histories, read))
             targets = self._tensor(cases.targets[known])
             seen = self._distinct(histories)
             rank = target_ranks(states, self._grid, targets, item_chunk=self._config.item_chunk)
@@ -196,8 +257,28 @@ class Ranker:
             masked[seen_targets(cases)] = MISS
         return kept, masked, num_unknown
 
-    def _noisy(self, histories: Ragged, users: pa.Array) -> Ragged:
+    @torch.inference_mode()
+    def _model_sampled_ranks(
+        self, cases: Cases, negatives: Int64[np.ndarray, "U N"], users: pa.Array
+    ) -> Int64[np.ndarray, " U"]:
+        """Ranks of all cases; the model knows every item of the store."""
+        if not len(cases.targets):
+            return cases.targets
+        known = self._in_model_ids(cases)
+        item_map = self._task.item_map
+        states = self._states(self._as_read(known.histories, users))
+        ranks = sampled_ranks(
+            states,
+            self._grid,
+            self._tensor(known.targets),
+            self._tensor(negatives if item_map is None else item_map[negatives]),
+        )
+        return ranks.cpu().numpy()
+
+    def _as_read(self, histories: Ragged, users: pa.Array) -> Ragged:
         """What the model reads instead, in a study of noise; nothing else sees it."""
+        if not self._noise:
+            return histories
         num_items = self._method.item_vectors.shape[0] - 1
         keys = hash_ids(users, self._config.noise_seed)
         return with_random_items(histories, self._task.max_len, self._noise, num_items, keys)
@@ -221,7 +302,7 @@ class Ranker:
         distinct = histories.keep(last_occurrence(histories))
         return self._tensor(distinct.rows), self._tensor(distinct.values)
 
-    def _tensor(self, values: Int64[np.ndarray, " n"]) -> Int64[Tensor, " n"]:
+    def _tensor(self, values: Int64[np.ndarray, "..."]) -> Int64[Tensor, "..."]:
         return torch.from_numpy(values).to(self._device)
 
 

@@ -364,6 +364,33 @@ def test_the_job_prints_and_writes_one_checkpoints_figures(stores, checkpoint, m
     check_best_items(tmp_path / "best", method)
 
 
+def test_sampled_ranks_do_not_depend_on_the_number_of_workers(cluster, stores, method):
+    config = ALL_RANKS.model_copy(update={"protocol": "sampled99", "cutoffs": (5, 10, 20, 100)})
+    expected = evaluate_local(method, MAX_LEN, stores[1], "test", config)
+    two = config.model_copy(update={"num_workers": 2})
+    same_counts(evaluate_model(method, MAX_LEN, stores[5], "test", two), expected)
+
+
+def test_the_job_takes_the_sampled_protocol_as_a_flag(stores, checkpoint, method, tmp_path):
+    done = run_job(
+        "jobs/evaluate.py",
+        f"checkpoint_uri={checkpoint}",
+        "--protocol",
+        "sampled99",
+        f"output_uri={tmp_path}",
+        "evaluation.num_workers=0",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    config = EvaluationConfig(num_workers=0, protocol="sampled99")
+    expected = evaluate_local(method, MAX_LEN, stores[5], "test", config)
+    assert main_table(expected) in done.stdout
+    assert length_table(expected) in done.stdout
+    names = {f"evaluation-test-sampled99.{ending}" for ending in ("json", "csv", "png")}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    figures = json.loads((tmp_path / "evaluation-test-sampled99.json").read_text())
+    assert (figures["protocol"], figures["metrics"]) == ("sampled99", expected.metrics)
+
+
 @pytest.mark.parametrize("mask_seen", [False, True])
 def test_workers_write_every_users_best_items(cluster, stores, method, tmp_path, mask_seen):
     config = ALL_RANKS.model_copy(update={"num_workers": 2})
@@ -401,6 +428,7 @@ def check_best_items(folder, method, *, mask_seen=False):
         (["store_uri=x"], "exactly one"),
         (["checkpoint_uri=/nowhere/checkpoint"], "/nowhere/checkpoint is no checkpoint"),
         (["checkpoint_uri=x", "evaluation.cutoffs=[20,10]"], "not rising"),
+        (["checkpoint_uri=x", "evaluation.protocol=sampled"], "'full' or 'sampled99'"),
     ],
 )
 def test_the_job_says_in_one_line_what_is_wrong(arguments, said, tmp_path, monkeypatch, capsys):

@@ -80,10 +80,20 @@ def test_an_override_changes_one_value_and_leaves_the_rest(file):
         ("engine.zero_stage=4", "engine.zero_stage=4"),
         ("name.first=x", "name is a value, not a section"),
         ("engine.lr", "not of the form section.key=value"),
+        ("evaluation.protocol=sampled", "evaluation.protocol='sampled': Input should be 'full' or"),
+        ("evaluation.protocol=sampled99", "with jobs/evaluate.py --protocol sampled99"),
     ],
 )
 def test_a_wrong_override_is_named(file, override, said):
     assert said in refused(file, override)
+
+
+def test_a_gate_refuses_the_sampled_protocol():
+    overrides = ["evaluation.protocol=sampled99"]
+    with pytest.raises(ConfigError, match=r"protocol=sampled99: a gate .* leave protocol=full"):
+        load_config(PromoteConfig, CONFIGS / "promote.yaml", overrides)
+    config = load_config(EvaluateConfig, CONFIGS / "evaluate.yaml", overrides)
+    assert config.evaluation.protocol == "sampled99"
 
 
 def test_an_impossible_combination_names_both_values(file):

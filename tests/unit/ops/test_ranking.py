@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from distrl.errors import DivergedError
-from distrl.ops.ranking import ItemGrid, seen_before_target, target_ranks, top_items
+from distrl.ops import ranking
+from distrl.ops.ranking import (
+    ItemGrid,
+    sampled_ranks,
+    seen_before_target,
+    target_ranks,
+    top_items,
+)
 
 NUM_USERS, NUM_ITEMS, WIDTH = 23, 40, 5
 
@@ -61,6 +68,51 @@ def test_ranks_equal_a_slow_restatement_with_ties(tied, item_chunk):
         for state, target in zip(states, targets.tolist(), strict=True)
     ]
     assert ranks.tolist() == expected
+
+
+def test_sampled_ranks_by_hand_with_ties_against_the_target():
+    # Scores of items 1..6: 3, 5, 3, -1, 3, 8.
+    grid = ItemGrid.of(torch.tensor([[9.0], [3.0], [5.0], [3.0], [-1.0], [3.0], [8.0]]))
+    targets = torch.tensor([1, 5, 6, 4, 3])
+    negatives = torch.tensor(
+        [
+            [2, 3, 4],  # 5 is more than 3, 3 as much: third
+            [1, 3, 4],  # twice as much, though both ids are lower: third
+            [1, 2, 3],  # none: first
+            [1, 2, 3],  # all: last
+            [4, 5, 1],  # twice as much, one id higher and one lower: third
+        ]
+    )
+    assert sampled_ranks(torch.ones(5, 1), grid, targets, negatives).tolist() == [3, 3, 1, 4, 3]
+    # A state of another sign turns the order round: of 5, 3 and -1 two are no more than 3.
+    assert sampled_ranks(-torch.ones(1, 1), grid, targets[:1], negatives[:1]).tolist() == [3]
+
+
+@pytest.mark.parametrize("pairs_at_once", [1, 9, 65536])
+def test_sampled_ranks_equal_a_slow_restatement_with_ties(
+    tied, generator, monkeypatch, pairs_at_once
+):
+    monkeypatch.setattr(ranking, "PAIRS_AT_ONCE", pairs_at_once)
+    states, vectors, targets, _ = tied
+    order = torch.rand(NUM_USERS, NUM_ITEMS, generator=generator).argsort(dim=1) + 1
+    negatives = torch.stack(
+        [row[row != target][:9] for row, target in zip(order, targets, strict=True)]
+    )
+    scores = vectors @ states.T
+    expected = [
+        1 + sum(bool(scores[item, user] >= scores[target, user]) for item in negatives[user])
+        for user, target in enumerate(targets.tolist())
+    ]
+    assert sampled_ranks(states, ItemGrid.of(vectors), targets, negatives).tolist() == expected
+    tied_with = (scores.T.gather(1, negatives) == scores.T.gather(1, targets[:, None])).any()
+    assert tied_with, "no negative ties with a target: the test shows too little"
+
+
+def test_a_collapsed_model_is_last_among_sampled_candidates():
+    grid = ItemGrid.of(torch.full((NUM_ITEMS + 1, 64), 0.1234567))
+    states = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    negatives = torch.arange(2, 8).expand(2, 6)
+    assert sampled_ranks(states, grid, torch.tensor([1, 40]), negatives).tolist() == [7, 7]
 
 
 def test_seen_items_before_the_target_equal_a_slow_restatement(tied):
