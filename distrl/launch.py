@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from distrl.cluster import check_capacity, connect
 from distrl.config import RunConfig
 from distrl.contract import Catalog
+from distrl.data.correlation_table import check_substitutes
 from distrl.data.plan import Ledger
 from distrl.data.store import check_sizes, manifest_hash, read_manifest
 from distrl.data.stream import StreamSplit, training_dataset
@@ -55,7 +56,8 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
         say: Takes lines of progress for the user.
 
     Raises:
-        ConfigError: If the name is used, or a resumed run was another, or the cluster is too small.
+        ConfigError: If the name is used, a resumed run was another, the cluster is too small, or
+            views are to substitute and the store has no table for it.
         StorageError: If the store or the storage cannot be reached.
         SchemaError: If the store is torn.
         TrackingError: If MLflow cannot be reached.
@@ -69,6 +71,7 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
     )
     manifest = read_manifest(run.data.store_uri)
     check_sizes(run.data.store_uri, manifest)
+    check_substitutes(run.data, manifest)
     _check_method(run, manifest)
     check_writable(run.storage_uri)
     folder = RunFolder(join(run.storage_uri, run.name))

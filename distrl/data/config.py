@@ -8,20 +8,29 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validat
 from distrl.schema import Config
 
 Share = Annotated[float, Ge(0), Lt(1)]
-Operation = Literal["crop", "mask", "reorder"]
+Operation = Literal["crop", "mask", "reorder", "substitute"]
 
 
 class AugmentConfig(Config):
     """The random views of a sequence; defaults are the MCLRec authors' code."""
 
     operations: tuple[Operation, ...] = ("crop", "mask", "reorder")
-    """What a view may be; each view is one operation."""
+    """What a view may be; each view is one operation. substitute needs a store that
+    jobs/correlate.py has been run on."""
     crop_ratio: Share = 0.5
     """Share of the items that crop removes; what stays is one piece of at least one item."""
     mask_ratio: Share = 0.5
     """Share of the items that mask hides."""
     reorder_ratio: Annotated[float, Ge(0), Le(1)] = 0.8
     """Share of the items, in one piece, that reorder shuffles."""
+    substitute_ratio: Annotated[float, Ge(0), Le(1)] = 0.3
+    """Share of the items that substitute replaces by correlated ones, rounded down. CoSeRec's
+    (arXiv:2108.06479) code replaces one at least, so its ratios go lower: 0.3 is the default of its
+    classes that draw operations, 0.1 of its command line, 0.05 its run on Beauty. Rounded down, 0.1
+    leaves any sequence of fewer than 10 items as it is."""
+    substitute_among: PositiveInt = 1
+    """A replaced item becomes one of so many that are most correlated with it; CoSeRec takes the
+    first."""
     distinct: bool = True
     """The two views of a pair are different operations (MCLRec's code), or drawn with replacement
     (CL4SRec's paper)."""

@@ -36,18 +36,27 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class BatchMaker:
-    """Makes a worker's batch of its samples. Thread-safe: it holds settings only."""
+    """Makes a worker's batch of its samples. Thread-safe: nothing that it holds changes."""
 
     config: DataConfig
     num_views: Literal[0, 1, 2]
     num_items: int
     seed: int
     corruption: CorruptionRates | None = None
+    correlated: Ragged | None = None
+    """From `read_substitutes`; needed by views that substitute."""
 
     @classmethod
-    def of(cls, config: DataConfig, method: Method, num_items: int, seed: int) -> "BatchMaker":
+    def of(
+        cls,
+        config: DataConfig,
+        method: Method,
+        num_items: int,
+        seed: int,
+        correlated: Ragged | None = None,
+    ) -> "BatchMaker":
         """What makes the batches that a method wants."""
-        return cls(config, method.num_views, num_items, seed, method.corruption)
+        return cls(config, method.num_views, num_items, seed, method.corruption, correlated)
 
     @property
     def _contrasts(self) -> bool:
@@ -176,6 +185,9 @@ class BatchMaker:
             augment.reorder_ratio,
             augment.distinct,
             mask_id,
+            augment.substitute_ratio,
+            augment.substitute_among,
+            self.correlated,
         )
         first, second = views.draw(sequences, keys)
         second = second if self.num_views == 2 else sequences

@@ -13,7 +13,7 @@ from jaxtyping import Int64, UInt64
 
 from distrl.ops.ragged import Ragged
 
-Operation = Literal["crop", "mask", "reorder"]
+Operation = Literal["crop", "mask", "reorder", "substitute"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -21,7 +21,7 @@ _WORD = 1 << 64
 _ROUNDING = 1e-9
 """Added before a floor, so that (1 - 0.9) * 10 is 1 and not 0."""
 
-_FIRST_OPERATION, _SECOND_OPERATION, _VIEW, _START, _ORDER = range(5)
+_FIRST_OPERATION, _SECOND_OPERATION, _VIEW, _START, _ORDER, _OTHER = range(6)
 """Purposes of draws: what is drawn for one says nothing of another."""
 
 
@@ -121,12 +121,38 @@ def reorder(
     return Ragged(values, sequences.offsets)
 
 
+def substitute(
+    sequences: Ragged,
+    replaced: Int64[np.ndarray, " rows"],
+    keys: UInt64[np.ndarray, " rows"],
+    correlated: Ragged,
+    among: int,
+) -> Ragged:
+    """Each row with `replaced` different items, uniformly drawn, become correlated ones.
+
+    Args:
+        sequences: Rows of items.
+        replaced: Items to replace of each row; those that have no correlated one stay.
+        keys: One a row.
+        correlated: Row i is of item i, best first; row 0 is of none.
+        among: An item becomes one of the first so many of its row, each as likely.
+    """
+    at = chosen(sequences, replaced, mixed(keys, _ORDER))
+    choices = np.minimum(correlated.lengths[sequences.values[at]], among)
+    at, choices = at[choices > 0], choices[choices > 0]
+    draws = mixed(mixed(keys, _OTHER)[sequences.rows[at]], sequences.positions[at])
+    values = sequences.values.copy()
+    values[at] = correlated.values[correlated.offsets[values[at]] + below(draws, choices)]
+    return Ragged(values, sequences.offsets)
+
+
 @dataclass(frozen=True, slots=True)
 class Views:
     """How views are drawn.
 
     Source: MCLRec's code. Of L items crop keeps max(1, floor((1 - crop_ratio) L)), mask hides
-        floor(mask_ratio L), reorder shuffles floor(reorder_ratio L).
+        floor(mask_ratio L), reorder shuffles floor(reorder_ratio L). CoSeRec (arXiv:2108.06479) for
+        substitute, which replaces floor(substitute_ratio L); its code replaces one at least.
     """
 
     operations: Sequence[Operation]
@@ -138,6 +164,16 @@ class Views:
     """Two different operations a pair, each ordered pair as likely; or any two, as in CL4SRec."""
     mask_id: int
     """What a hidden item becomes."""
+    substitute_ratio: float = 0.0
+    substitute_among: int = 1
+    """Best of an item's correlated ones that it may become."""
+    correlated: Ragged | None = None
+    """For each item, row 0 being of none, the ones that may stand for it, best first; needed by
+    substitute."""
+
+    def __post_init__(self) -> None:
+        if "substitute" in self.operations and self.correlated is None:
+            raise ValueError("views that substitute need the table of correlated items")
 
     def draw(self, sequences: Ragged, keys: UInt64[np.ndarray, " rows"]) -> tuple[Ragged, Ragged]:
         """Two views of each sequence; those of a single item stay as they are in both.
@@ -191,9 +227,13 @@ class Views:
             elif name == "mask":
                 hidden = np.where(applies, share_of(lengths, self.mask_ratio), 0)
                 sequences = mask(sequences, hidden, keys, self.mask_id)
-            else:
+            elif name == "reorder":
                 width = np.where(applies, share_of(lengths, self.reorder_ratio), 0)
                 sequences = reorder(sequences, width, keys)
+            elif self.correlated is not None:
+                replaced = np.where(applies, share_of(lengths, self.substitute_ratio), 0)
+                among = self.substitute_among
+                sequences = substitute(sequences, replaced, keys, self.correlated, among)
         # Last, because it alone changes the lengths that the others go by.
         return crop(sequences, crop_to, keys)
 

@@ -11,6 +11,7 @@ import torch
 from distrl.cluster import check_capacity, connect
 from distrl.config import dump_config
 from distrl.contract import Catalog
+from distrl.data.correlation_table import check_substitutes
 from distrl.data.store import check_sizes, manifest_hash, read_manifest
 from distrl.errors import CheckpointError, ConfigError, DistrlError, TrackingError
 from distrl.methods import build
@@ -120,6 +121,7 @@ def _check(found: Sequence[Trial]) -> dict[str, str]:
         if uri not in manifests:
             manifests[uri] = read_manifest(uri)
             check_sizes(uri, manifests[uri])
+        check_substitutes(run.data, manifests[uri])
         with torch.device("meta"):
             method = build(run.method, Catalog(manifests[uri].num_items, run.data.max_len))
         run.engine.check_parts(method.parts)

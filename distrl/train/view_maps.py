@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distrl.contract import Batch, Method
 from distrl.data.config import DataConfig
+from distrl.data.correlation_table import read_substitutes
 from distrl.data.plan import Ledger
 from distrl.data.samples import BatchMaker
 from distrl.data.store import manifest_hash, read_manifest
@@ -119,13 +120,15 @@ def contrasted(model: ShownModel, num_pairs: int, seed: int) -> Batch:
     Equal settings and seed give the same samples, and with equal `data.augment` the same views.
 
     Raises:
-        ConfigError: If the store has fewer than `num_pairs` samples.
+        ConfigError: If the store has fewer than `num_pairs` samples, or its views are to substitute
+            and it has no table for it.
         SchemaError: If a shard of the store is torn.
         StorageError: If one cannot be read.
     """
     manifest = read_manifest(model.data.store_uri)
     config = model.data.model_copy(update={"batch_size": num_pairs, "prefetch_batches": 1})
-    maker = BatchMaker(config, 2, model.num_items, seed)
+    correlated = read_substitutes(config, manifest)
+    maker = BatchMaker(config, 2, model.num_items, seed, correlated=correlated)
     stream = local_batches(
         manifest, config, maker, epochs=1, ledger=Ledger(manifest_hash(manifest))
     )

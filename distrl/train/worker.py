@@ -14,6 +14,7 @@ from ray.train import Checkpoint, CheckpointUploadMode, ValidationTaskConfig
 from ray.train.torch import get_device
 
 from distrl.config import RunConfig
+from distrl.data.correlation_table import read_substitutes
 from distrl.data.samples import BatchMaker, empty_batch
 from distrl.data.stream import batches
 from distrl.engine.collectives import ensure_process_group, gather_objects, rank, world_size
@@ -81,7 +82,9 @@ class _Worker:
         run, training, state = self.run, self.run.training, self.state
         shard = ray.train.get_dataset_shard("train")
         assert shard is not None, "the launcher gives every worker a part of the stream"
-        maker = BatchMaker.of(run.data, state.method, self.task.manifest.num_items, run.seed)
+        manifest = self.task.manifest
+        correlated = read_substitutes(run.data, manifest)
+        maker = BatchMaker.of(run.data, state.method, manifest.num_items, run.seed, correlated)
         stream = batches(shard, run.data, maker, batch_size=run.data.batch_size // world_size())
         curves, stop = Curves(), StopSignal()
         consumed = state.ledger.total

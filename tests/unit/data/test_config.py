@@ -11,6 +11,10 @@ def test_a_row_must_hold_the_longest_sequence():
     assert DataConfig(store_uri="x", row_length=64).slots == 64
 
 
+def test_nobody_substitutes_unless_asked_to():
+    assert AugmentConfig().operations == ("crop", "mask", "reorder")
+
+
 def test_two_different_views_need_two_operations():
     with pytest.raises(ValidationError, match=r"operations=\['crop'\] has one; .* distinct=false"):
         AugmentConfig(operations=("crop",))
@@ -30,6 +34,8 @@ def test_operations_are_some_and_each_once(operations):
         ("mask_ratio", 1.0, 0.99),
         ("mask_ratio", -0.1, 0.0),
         ("reorder_ratio", 1.01, 1.0),
+        ("substitute_ratio", 1.01, 1.0),
+        ("substitute_among", 0, 1),
     ],
 )
 def test_a_ratio_outside_its_range_is_named(key, wrong, right):

@@ -154,6 +154,20 @@ def test_a_mask_token_is_one_past_the_last_item():
     assert all(s.count(NUM_ITEMS + 1) == 2 for view in batch.views for s in segments(view))
 
 
+def test_views_substitute_out_of_the_table_as_the_config_says():
+    augment = AugmentConfig(operations=("substitute",), distinct=False, substitute_among=2)
+    config = DataConfig(store_uri="unused", augment=augment)
+    table = Ragged.of([[]] + [[item + 100, item + 200, item + 300] for item in range(1, 11)])
+    make = BatchMaker(config, 2, NUM_ITEMS, 0, correlated=table).make
+    found = [s for view in make(served([list(range(1, 12))] * 40)).views for s in segments(view)]
+    for items in found:
+        # Of 10 inputs three, floor(.3 * 10), become one of their two best.
+        changed = [(place, item) for place, item in enumerate(items, start=1) if item != place]
+        assert len(changed) == 3
+        assert all(item - place in (100, 200) for place, item in changed)
+    assert {item // 100 for items in found for item in items} == {0, 1, 2}
+
+
 def test_rows_may_be_longer_than_sequences():
     rows = users(seed=4, count=100, longest=30)
     batch = maker(max_len=20, row_length=64).make(served(rows))

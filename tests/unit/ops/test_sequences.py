@@ -18,6 +18,7 @@ from distrl.ops.sequences import (
     sample_keys,
     seed_key,
     share_of,
+    substitute,
 )
 from distrl.schema import PAD_ID
 
@@ -138,6 +139,66 @@ def test_chosen_values_are_as_many_as_asked_for_in_each_row():
     picked = chosen(rows, np.array([1, 0, 0, 3]), keys_of(4))
     assert rows.rows[picked].tolist() == [0, 3, 3, 3]
     assert len(set(picked.tolist())) == 4
+
+
+# Row i of item i, row 0 of none: item 3 has no correlated one, of the others the best is i + 100.
+CORRELATED = Ragged.of([[] if item in (0, 3) else [item + 100, item + 200] for item in range(51)])
+
+
+def test_substitute_replaces_the_number_asked_for_at_different_places_by_the_best():
+    replaced = share_of(ALL_LENGTHS, 0.3)
+    views = lists(substitute(EVERY_LENGTH, replaced, keys_of(len(replaced)), CORRELATED, 1))
+    for length, count, view in zip(ALL_LENGTHS.tolist(), replaced.tolist(), views, strict=True):
+        assert len(view) == length
+        changed = [(place, item) for place, item in enumerate(view, start=1) if item != place]
+        assert all(item == place + 100 for place, item in changed)
+        # Item 3, where it was drawn, has stayed.
+        assert len(changed) in ((count, count - 1) if length >= 3 else (count,))
+
+
+def test_substitute_draws_every_place_with_the_same_chance_and_an_item_without_others_stays():
+    rows = Ragged.of([[1, 2, 3, 4, 5]] * 4000)
+    views = np.array(lists(substitute(rows, np.full(4000, 2), keys_of(4000), CORRELATED, 1)))
+    changed = (views > 5).sum(axis=0)
+    assert changed[2] == 0
+    assert changed[[0, 1, 3, 4]] == pytest.approx(1600, abs=5 * (4000 * 0.24) ** 0.5)
+    # Where 3 was drawn nothing else takes its place.
+    assert Counter((views > 5).sum(axis=1).tolist())[1] == pytest.approx(
+        1600, abs=5 * (4000 * 0.24) ** 0.5
+    )
+
+
+def test_substitute_takes_each_of_the_first_few_with_the_same_chance():
+    few = Ragged.of([[], [11, 12, 13, 14], [21, 22]])
+    rows = Ragged.of([[1, 2]] * 3000)
+    views = np.array(lists(substitute(rows, np.full(3000, 2), keys_of(3000), few, 3)))
+    counts = Counter(views[:, 0].tolist())
+    assert set(counts) == {11, 12, 13}
+    assert list(counts.values()) == pytest.approx([1000] * 3, abs=5 * (3000 * 2 / 9) ** 0.5)
+    # A list shorter than that is taken whole, and apart from what the other item becomes.
+    pairs = Counter(map(tuple, views.tolist()))
+    assert len(pairs) == 6
+    assert list(pairs.values()) == pytest.approx([500] * 6, abs=5 * (3000 * 5 / 36) ** 0.5)
+
+
+def test_a_view_that_substitutes_depends_on_its_key_alone():
+    views = Views(("crop", "substitute"), 0.5, 0.5, 0.8, True, PAD_ID, 0.3, 2, CORRELATED)
+    keys = keys_of(len(ALL_LENGTHS))
+    whole = [lists(view) for view in views.draw(EVERY_LENGTH, keys)]
+    some = np.array([1999, 3, 700, 45, 46])
+    part = [lists(view) for view in views.draw(EVERY_LENGTH.take(some), keys[some])]
+    assert part == [[view[row] for row in some] for view in whole]
+    for length, *pair in zip(ALL_LENGTHS.tolist(), *whole, strict=True):
+        # One of the two is a crop, the other has its length and so many items from elsewhere.
+        counts = [sum(item > 50 for item in view) for view in pair]
+        assert min(counts) == 0
+        assert max(counts) <= floor(Fraction("0.3") * length)
+        assert length == 1 or {len(view) for view in pair} == {length // 2, length}
+
+
+def test_views_that_substitute_need_a_table():
+    with pytest.raises(ValueError, match="need the table of correlated items"):
+        Views(("substitute",), 0.5, 0.5, 0.8, False, PAD_ID, 0.3)
 
 
 def test_a_single_item_stays_as_it_is_in_both_views():
