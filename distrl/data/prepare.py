@@ -127,16 +127,17 @@ class _Preparation:
         storage.delete(storage.join(store_uri, MANIFEST_NAME))
         clear_parts(store_uri)
         items = self._write_items(numbered)
+        shards = self._write_sequences(work, sequences)
         manifest = Manifest(
             prepare=described,
             prepare_hash=identity_hash(described),
             num_users=work.users,
             num_items=numbered.num_items,
-            num_interactions=work.interactions,
+            num_interactions=sum(shard.tokens for shard in shards),
             user_type=_type_name(self._columns.user_type),
             item_type=_type_name(self._columns.item_type),
             has_timestamps=self._columns.time != "none",
-            sequences=self._write_sequences(work, sequences),
+            sequences=shards,
             items=items,
         )
         self._prove_reachable(manifest)
@@ -217,7 +218,8 @@ class _Preparation:
         return work
 
     def _sequences(self, work: Work, items: NumberedItems) -> list[tuple[tasks.Span, ObjectRef]]:
-        make = tasks.make_sequences.options(num_returns=2).remote
+        noise = self._config.noise_share, self._config.noise_seed, items.num_items
+        make = partial(tasks.make_sequences.options(num_returns=2).remote, *noise)
         launches = [partial(make, reference, items.by_bucket) for reference in work.partitions]
         with Stage("make sequences", len(launches), self._say) as stage:
             finished = run_tasks(launches, self._limit, stage, lambda span: span.interactions)

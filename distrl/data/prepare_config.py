@@ -3,6 +3,7 @@
 from datetime import date
 from typing import Annotated, Literal
 
+from annotated_types import Ge, Le
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, model_validator
 
 from distrl.schema import Config
@@ -78,6 +79,11 @@ class PrepareConfig(Config):
     deduplicate: Literal["none", "first", "last"] = "none"
     """Which interaction stays where a user meets an item repeatedly; after the filters."""
     k_core: KCoreConfig = KCoreConfig()
+    noise_share: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Random items put into each sequence, but not among its two held-out items, as a share of its
+    items: for studies of robustness. Item counts and filters stay those of the log."""
+    noise_seed: NonNegativeInt = 0
+    """Of those items."""
     num_shards: PositiveInt | None = None
     """Files that the users are spread over; None makes as many as shard_mb asks for."""
     shard_mb: PositiveInt = 64
@@ -117,4 +123,6 @@ class PrepareConfig(Config):
     def decisive(self) -> dict[str, object]:
         """The settings that decide the store's content: not where it lies, nor how it is made."""
         how = {"store_uri", "num_cpus", "chunk_mb", "partition_mb", "num_partitions"}
+        if self.noise_share == 0:
+            how |= {"noise_share", "noise_seed"}
         return self.model_dump(mode="json", exclude=how)

@@ -32,6 +32,7 @@ from distrl.data.partitions import (
     split,
     split_by_user,
 )
+from distrl.data.planted_noise import with_noise
 from distrl.data.source_files import ReadPart
 from distrl.data.store_writer import write_items, write_sequences
 
@@ -147,10 +148,19 @@ def join_tables(*tables: pa.Table) -> tuple[int, pa.Table]:
 
 
 @ray.remote
-def make_sequences(partition: Partition, id_tables: Sequence[ObjectRef]) -> tuple[Span, pa.Table]:
+def make_sequences(
+    noise_share: float,
+    noise_seed: int,
+    num_items: int,
+    partition: Partition,
+    id_tables: Sequence[ObjectRef],
+) -> tuple[Span, pa.Table]:
     """Where the partition lies in the order of users, and one row a user with dense items."""
     span = Span(int(partition.hashes[0]), int(partition.hashes[-1]), partition.num_interactions)
-    return span, sequences_table(partition, map(ray.get, id_tables), len(id_tables))
+    table = sequences_table(partition, map(ray.get, id_tables), len(id_tables))
+    if noise_share > 0:
+        table = with_noise(table, noise_share, num_items, noise_seed)
+    return span, table
 
 
 @ray.remote

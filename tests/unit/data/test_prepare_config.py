@@ -48,3 +48,11 @@ def test_only_what_decides_the_content_is_decisive():
     how = ["store_uri=t", "num_cpus=3", "chunk_mb=1", "partition_mb=9", "num_partitions=5"]
     assert load_config(PrepareConfig, None, [*START, *how]).decisive() == config.decisive()
     assert load_config(PrepareConfig, None, [*START, "seed=1"]).decisive() != config.decisive()
+
+
+def test_a_store_without_noise_is_the_store_it_was_before_there_was_any():
+    clean = load_config(PrepareConfig, CONFIGS[0], [])
+    noisy = load_config(PrepareConfig, CONFIGS[0], ["noise_share=0.1", "noise_seed=2"])
+    assert not {"noise_share", "noise_seed"} & set(clean.decisive())
+    assert noisy.decisive()["noise_share"] == 0.1
+    assert noisy.decisive()["noise_seed"] == 2
