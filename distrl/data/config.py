@@ -71,6 +71,9 @@ class DataConfig(Config):
     row_length: PositiveInt | None = None
     """Slots of a packed row; None takes max_len."""
     augment: AugmentConfig = AugmentConfig()
+    item_text_uri: str | None = None
+    """JSON lines with `item`, the caller's own id, and `title` or `text`: what items are called in
+    examples for people. Nothing is trained on it."""
     verify_checksums: bool = True
     """Compare each shard with its sha256 when it is first read; costs one more read of it."""
     read_tasks: PositiveInt = 1

@@ -21,6 +21,7 @@ from distrl.engine.collectives import ensure_process_group, gather_objects, rank
 from distrl.errors import DistrlError
 from distrl.schema import Manifest
 from distrl.train.collapse import CollapseProbe
+from distrl.train.examples import item_names, page
 from distrl.train.loop import Curves, Step, StopSignal, steps
 from distrl.train.mending import MendingProbe
 from distrl.train.state import TrainingState
@@ -126,6 +127,20 @@ class _Worker:
         figures = self.mending.judge(epoch)
         if rank() == 0 and figures:
             self.task.monitor.measured.remote(self.state.step, dict(figures))
+        method, is_last = self.state.method, epoch + 1 >= self.run.training.epochs
+        if is_last or method.can_rank(epoch) != method.can_rank(epoch + 1):
+            self._show_examples(epoch)
+
+    def _show_examples(self, epoch: int) -> None:
+        """What the method makes of some sequences, as a page in MLflow. Collective."""
+        examples = self.mending.examples()
+        if rank() != 0 or not examples:
+            return
+        data = self.run.data
+        items = {item for rows in examples.values() for row in rows for item, _ in row}
+        names = item_names(items, data.store_uri, self.task.manifest, data.item_text_uri)
+        name = f"augmenter/examples-epoch-{epoch + 1:03d}.md"
+        self.task.monitor.wrote.remote(name, page(examples, names))
 
     def _log(self, meter: "_Meter", curves: Curves, consumed: int) -> None:
         """Curves and progress to the monitor, from one rank, without waiting. Collective."""
