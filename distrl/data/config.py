@@ -24,10 +24,9 @@ class AugmentConfig(Config):
     reorder_ratio: Annotated[float, Ge(0), Le(1)] = 0.8
     """Share of the items, in one piece, that reorder shuffles."""
     substitute_ratio: Annotated[float, Ge(0), Le(1)] = 0.3
-    """Share of the items that substitute replaces by correlated ones, rounded down. CoSeRec's
-    (arXiv:2108.06479) code replaces one at least, so its ratios go lower: 0.3 is the default of its
-    classes that draw operations, 0.1 of its command line, 0.05 its run on Beauty. Rounded down, 0.1
-    leaves any sequence of fewer than 10 items as it is."""
+    """Share of the items that substitute replaces by correlated ones, rounded down, but one at
+    least. CoSeRec's (arXiv:2108.06479) code has 0.3 in the classes that draw operations, 0.1 on its
+    command line and 0.05 in its run on Beauty."""
     substitute_among: PositiveInt = 1
     """A replaced item becomes one of so many that are most correlated with it; CoSeRec takes the
     first."""

@@ -151,8 +151,8 @@ class Views:
     """How views are drawn.
 
     Source: MCLRec's code. Of L items crop keeps max(1, floor((1 - crop_ratio) L)), mask hides
-        floor(mask_ratio L), reorder shuffles floor(reorder_ratio L). CoSeRec (arXiv:2108.06479) for
-        substitute, which replaces floor(substitute_ratio L); its code replaces one at least.
+        floor(mask_ratio L), reorder shuffles floor(reorder_ratio L). CoSeRec's code
+        (arXiv:2108.06479) for substitute, which replaces max(1, floor(substitute_ratio L)).
     """
 
     operations: Sequence[Operation]
@@ -231,7 +231,8 @@ class Views:
                 width = np.where(applies, share_of(lengths, self.reorder_ratio), 0)
                 sequences = reorder(sequences, width, keys)
             elif self.correlated is not None:
-                replaced = np.where(applies, share_of(lengths, self.substitute_ratio), 0)
+                least_one = np.maximum(share_of(lengths, self.substitute_ratio), 1)
+                replaced = np.where(applies, least_one, 0)
                 among = self.substitute_among
                 sequences = substitute(sequences, replaced, keys, self.correlated, among)
         # Last, because it alone changes the lengths that the others go by.

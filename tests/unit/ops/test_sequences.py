@@ -192,8 +192,15 @@ def test_a_view_that_substitutes_depends_on_its_key_alone():
         # One of the two is a crop, the other has its length and so many items from elsewhere.
         counts = [sum(item > 50 for item in view) for view in pair]
         assert min(counts) == 0
-        assert max(counts) <= floor(Fraction("0.3") * length)
+        assert max(counts) <= max(1, floor(Fraction("0.3") * length))
         assert length == 1 or {len(view) for view in pair} == {length // 2, length}
+
+
+def test_a_short_sequence_has_one_item_substituted():
+    views = Views(("substitute",), 0.5, 0.5, 0.8, False, PAD_ID, 0.3, 1, CORRELATED)
+    first, second = views.draw(Ragged.of([[1, 2]] * 20), keys_of(20))
+    for row in lists(first) + lists(second):
+        assert sum(item not in (1, 2) for item in row) == 1
 
 
 def test_views_that_substitute_need_a_table():
