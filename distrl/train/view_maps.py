@@ -159,7 +159,7 @@ def map_views(
     if not states:
         raise ConfigError(
             f"{model.label} has no views to show: its method contrasts none; name a checkpoint of "
-            "cl4srec or mclrec"
+            "cl4srec, mclrec or laclrec"
         )
     hidden = _newest_hidden(batch, model.num_items, num_pairs)
     return tuple(

@@ -184,9 +184,12 @@ class _Worker:
 
 
 def _totals(means: dict[str, float]) -> dict[str, float]:
-    """The next-item loss under the name that the progress line prints."""
-    found = [value for key, value in means.items() if key.endswith("/next_item")]
-    return {"loss": found[0]} if found else {}
+    """The loss that the progress line prints: of the next item, or of a stage that has none."""
+    for name in ("/next_item", "/total"):
+        for key, value in means.items():
+            if key.endswith(name):
+                return {"loss": value}
+    return {}
 
 
 class _Meter:
