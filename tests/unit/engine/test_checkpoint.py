@@ -32,8 +32,9 @@ def test_weights_and_buffers_come_back_without_a_process_group(tmp_path):
     saved, method = Tiny(), Tiny()
     saved.scale.fill_(0.25)
     write(tmp_path, weights_of(saved))
+    was_a_group = dist.is_initialized()
     load_weights(method, tmp_path)
-    assert not dist.is_initialized()
+    assert dist.is_initialized() == was_a_group
     for name, value in saved.state_dict().items():
         assert torch.equal(value, method.state_dict()[name]), name
 
