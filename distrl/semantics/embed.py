@@ -1,0 +1,309 @@
+"""A store's texts to vectors, on Ray Data actors; `distrl.data.side_tables` has the format.
+
+    texts of items (one task) -> [items: a part a unit] -> [windows: a sequence shard a unit]
+
+Each actor of a pool holds the model and makes one part after another. A part is written whole and
+carries a key of all that decides its content, so a job that was killed goes on: parts that have its
+key are taken over, others are made. The driver holds the list of parts and references; nothing on
+it grows with the number of interactions. Texts and vectors of all items lie once in each node's
+shared memory.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy
+from ray.exceptions import RayError
+
+from distrl import errors, storage
+from distrl.data.ray_stage import fetch
+from distrl.data.side_tables import (
+    Part,
+    SideManifest,
+    check_part_sizes,
+    clear_table,
+    find_table,
+    write_manifest,
+)
+from distrl.data.store import check_sizes, read_item_ids, read_manifest
+from distrl.errors import ConfigError, SchemaError, StorageError
+from distrl.schema import Manifest
+from distrl.semantics.embed_config import (
+    EmbedConfig,
+    EndpointConfig,
+    SentenceTransformersConfig,
+    TransformersConfig,
+)
+from distrl.semantics.embed_identity import (
+    Identity,
+    check_same,
+    check_unfinished,
+    find_descriptions,
+    identify,
+)
+from distrl.semantics.embed_parts import Done, EmbedActor, EmbedTask, Unit
+from distrl.semantics.embed_progress import Counter, Progress
+from distrl.semantics.embed_shared import item_texts, item_vectors
+from distrl.semantics.embedders import LoadedModel, endpoint
+from distrl.semantics.weights import weights_folder, weights_hash
+from distrl.semantics.window_vectors import most_windows
+
+_RESTARTS = 2
+"""Of an actor that dies, and of its part, before the job fails."""
+
+logger = logging.getLogger(__name__)
+
+
+def embed(
+    config: EmbedConfig,
+    *,
+    trained: Any = None,  # noqa: ANN401
+    overwrite: bool = False,
+    connect: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = logger.info,
+) -> SideManifest:
+    """Makes the table of a store's embeddings, goes on with it, or finds that it is made.
+
+    A table of another store that once lay in the place is replaced.
+
+    Args:
+        config: What to make of which store.
+        trained: The `TrainedModel`, for embedder.kind=trained.
+        overwrite: Start anew, whatever is there.
+        connect: Connects to Ray, unless that is done; called when all that can be checked without
+            Ray has been.
+        say: Told of progress, a line at a time.
+
+    Raises:
+        ConfigError: If a table of the same store was made with other settings, or the model or its
+            endpoint is not what the config says.
+        SchemaError: If the store, the texts or a table that is there are torn, or an item has no
+            text.
+        StorageError: If a place cannot be read or written.
+    """
+    manifest = read_manifest(config.store_uri)
+    check_sizes(config.store_uri, manifest)
+    descriptions = find_descriptions(config, manifest)
+    model = _looked_at(config, manifest, trained)
+    identity = identify(config, manifest, model, descriptions)
+    found = find_table(config.store_uri, "embeddings", config.name)
+    if found is not None and not overwrite and found.store_hash == identity.store_hash:
+        check_same(config, found, identity)
+        check_part_sizes(config.store_uri, config.name, found)
+        say(f"{config.store_uri} already has embeddings {config.name}: nothing to do")
+        return found
+    if found is None and not overwrite:
+        check_unfinished(config, identity.key)
+    storage.check_writable(config.store_uri)
+    connect()
+    _check_capacity(config)
+    if found is not None or overwrite:
+        clear_table(config.store_uri, "embeddings", config.name)
+    if trained is not None:
+        model = replace(model, trained=ray.put(trained))
+    return _Run(config, manifest, identity, descriptions, model, say).run()
+
+
+def _looked_at(config: EmbedConfig, manifest: Manifest, trained: Any) -> LoadedModel:  # noqa: ANN401
+    """Label and hash of the model; an endpoint is asked for a vector, a trained one for items."""
+    chosen = config.embedder
+    if isinstance(chosen, SentenceTransformersConfig | TransformersConfig):
+        folder = weights_folder(chosen)
+        package = chosen.package if isinstance(chosen, SentenceTransformersConfig) else None
+        return LoadedModel(package or folder.resolve().name, weights_hash(folder))
+    if isinstance(chosen, EndpointConfig):
+        endpoint(chosen).embed(["Is somebody there?"])
+        return LoadedModel(chosen.model, "")
+    assert trained is not None, "the job reads the model"
+    if config.source == "user_states" and config.max_len > trained.catalog.max_len:
+        raise ConfigError(
+            f"max_len={config.max_len}: the trained model reads {trained.catalog.max_len} items at "
+            "most"
+        )
+    if len(trained.unknown) and config.missing == "error":
+        first = read_item_ids(config.store_uri, manifest)[int(trained.unknown[0]) - 1].as_py()
+        raise SchemaError(
+            f"the trained model does not know {len(trained.unknown):,} of {manifest.num_items:,} "
+            f"items of {config.store_uri}, such as item {first!r}: set missing=zero for vectors of "
+            "zeros"
+        )
+    place = chosen.model_uri or str(chosen.checkpoint_uri)
+    label = place.rstrip("/").rpartition("/")[2]
+    return LoadedModel(label, trained.content_hash, num_unknown=len(trained.unknown))
+
+
+def _check_capacity(config: EmbedConfig) -> None:
+    """Raises ConfigError where Ray would wait without end for actors that no node can hold."""
+    there = ray.cluster_resources()
+    for name, each, key in (
+        ("CPU", config.cpus_per_actor, "cpus_per_actor"),
+        ("GPU", config.gpus_per_actor, "gpus_per_actor"),
+    ):
+        if each * config.concurrency > there.get(name, 0.0) + 1e-9:
+            raise ConfigError(
+                f"the cluster has {there.get(name, 0.0):g} {name}, {config.concurrency} actors of "
+                f"{each:g} need {each * config.concurrency:g}: add nodes, or lower concurrency or "
+                f"{key}"
+            )
+
+
+class _Run:
+    """One run: items, then windows, then the manifest."""
+
+    def __init__(
+        self,
+        config: EmbedConfig,
+        manifest: Manifest,
+        identity: Identity,
+        descriptions: SideManifest | None,
+        model: LoadedModel,
+        say: Callable[[str], None],
+    ) -> None:
+        self._config, self._manifest, self._identity = config, manifest, identity
+        self._descriptions, self._model, self._say = descriptions, model, say
+        self._shared: dict[str, Any] = {}
+        self._num_missing = 0
+
+    def run(self) -> SideManifest:
+        """Makes all parts that are not there, and the manifest last."""
+        start = time.monotonic()
+        self._share_texts()
+        items, windows = self._units()
+        if self._config.windows_need_items:
+            done = self._make(items)
+            dimension = done[0].dimension
+            self._share_vectors(_parts(done, "items"), dimension)
+            done += self._make(windows)
+        else:
+            done = self._make(items + windows)
+        table = self._table(done, time.monotonic() - start)
+        self._prove_reachable(table)
+        write_manifest(self._config.store_uri, self._config.name, table)
+        return table
+
+    def _units(self) -> tuple[list[Unit], list[Unit]]:
+        config, manifest = self._config, self._manifest
+        num_parts = math.ceil(manifest.num_items / config.items_per_part)
+        num_shards = 0 if config.windows.which == "none" else len(manifest.sequences)
+        return (
+            [Unit(folder="items", number=number) for number in range(num_parts)],
+            [Unit(folder="windows", number=number) for number in range(num_shards)],
+        )
+
+    def _share_texts(self) -> None:
+        if self._config.embedder.kind == "trained":
+            self._num_missing = self._model.num_unknown
+            return
+        # Ray's stubs do not know that a task with two returns gives two references.
+        made: Any = item_texts.remote(self._config, self._manifest, self._descriptions)
+        count, self._shared["texts"] = made
+        self._num_missing = fetch(count)
+
+    def _share_vectors(self, parts: Sequence[Part], dimension: int) -> None:
+        self._shared["item_vectors"] = item_vectors.remote(
+            self._config.store_uri, tuple(parts), self._manifest.num_items, dimension
+        )
+        ray.wait([self._shared["item_vectors"]], fetch_local=False)
+
+    def _make(self, units: list[Unit]) -> list[Done]:
+        """Has every unit made by the pool of actors; what became of each, in order.
+
+        Raises:
+            DistrlError: As the first unit that failed says.
+        """
+        config, counter = self._config, Counter.remote()
+        task = EmbedTask(
+            config,
+            self._manifest,
+            self._identity.key,
+            self._descriptions,
+            self._model,
+            counter,
+            self._shared,
+        )
+        size = min(config.concurrency, len(units))
+        rows = [{"unit": unit.model_dump_json()} for unit in units]
+        made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            EmbedActor,
+            fn_constructor_args=(task,),
+            batch_size=1,
+            compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+            num_cpus=config.cpus_per_actor,
+            num_gpus=config.gpus_per_actor or None,
+            max_restarts=_RESTARTS,
+            max_task_retries=_RESTARTS,
+        )
+        finished = []
+        with Progress(counter, self._num_rows(units), len(units), self._say) as progress:
+            try:
+                for row in made.iter_rows():
+                    finished.append(_checked(Done.model_validate_json(row["done"])))
+                    progress.part()
+            except RayError as error:
+                first = str(error).strip().splitlines()[0]
+                raise ConfigError(
+                    f"an embedding actor failed ({first}): if it ran out of memory, lower "
+                    "embedder.batch_size, concurrency or, with a fresh table, items_per_part"
+                ) from error
+        finished.sort(key=lambda done: (done.unit.folder, done.unit.number))
+        assert len(finished) == len(units), "each unit comes back once"
+        return finished
+
+    def _num_rows(self, units: list[Unit]) -> int:
+        """Vectors of some units, about."""
+        shards = [self._manifest.sequences[u.number] for u in units if u.folder == "windows"]
+        windows = sum(most_windows(shard, self._config.windows) for shard in shards)
+        return windows + self._manifest.num_items * (len(shards) < len(units))
+
+    def _table(self, done: list[Done], seconds: float) -> SideManifest:
+        dimension = done[0].dimension
+        if {one.dimension for one in done} != {dimension}:
+            raise SchemaError(f"the parts have vectors of {sorted({d.dimension for d in done})}")
+        texts = sum(one.texts for one in done)
+        return SideManifest(
+            kind="embeddings",
+            store_hash=self._identity.store_hash,
+            made_with={**self._identity.made_with, "dimension": dimension},
+            **self._identity.windows,
+            dimension=dimension,
+            items=_parts(done, "items"),
+            window_parts=_parts(done, "windows"),
+            facts={
+                "parts_taken_over": sum(one.taken_over for one in done),
+                "parts_made": sum(not one.taken_over for one in done),
+                "texts": texts,
+                "distinct_texts": sum(one.distinct_texts for one in done),
+                "items_missing": self._num_missing,
+                "seconds": round(seconds, 3),
+            },
+        )
+
+    def _prove_reachable(self, table: SideManifest) -> None:
+        """Raises StorageError where nodes have written to places of their own."""
+        try:
+            check_part_sizes(self._config.store_uri, self._config.name, table)
+        except SchemaError as error:
+            raise StorageError(
+                f"store_uri={self._config.store_uri} must be one place for all nodes: {error}"
+            ) from error
+
+
+def _checked(done: Done) -> Done:
+    """What became of a unit, unless it failed.
+
+    Raises:
+        DistrlError: As the actor raised it.
+    """
+    if done.error_type:
+        raise getattr(errors, done.error_type)(done.error)
+    return done
+
+
+def _parts(done: Sequence[Done], folder: str) -> tuple[Part, ...]:
+    return tuple(one.part for one in done if one.unit.folder == folder and one.part is not None)
