@@ -1,0 +1,101 @@
+"""How fast and how much may be asked: limits a minute, and a budget."""
+
+import asyncio
+
+from distrl.semantics.describe_config import BudgetConfig, PricesConfig
+
+_BYTES_PER_TOKEN = 3.0
+"""At first; prompts of more tokens a byte are learned from."""
+_TOKENS_PER_MESSAGE = 8
+
+
+class Pace:
+    """An even flow of so much a minute, without bursts; None flows freely."""
+
+    def __init__(self, per_minute: int | None) -> None:
+        self._seconds_each = 60.0 / per_minute if per_minute else 0.0
+        self._free = 0.0
+
+    async def take(self, amount: float) -> None:
+        """Waits until what was taken before has flowed, and takes more."""
+        now = asyncio.get_running_loop().time()
+        start = max(now, self._free)
+        self._free = start + amount * self._seconds_each
+        if start > now:
+            await asyncio.sleep(start - now)
+
+    def give_back(self, amount: float) -> None:
+        """Of what was taken, this was not needed; a negative amount was needed besides."""
+        self._free -= amount * self._seconds_each
+
+    def hold(self, seconds: float) -> None:
+        """Lets nothing flow for a while."""
+        self._free = max(self._free, asyncio.get_running_loop().time() + seconds)
+
+
+class Estimate:
+    """Tokens of prompts that nobody has counted yet: a bound that learns."""
+
+    def __init__(self) -> None:
+        self._tokens_per_byte = 1.0 / _BYTES_PER_TOKEN
+
+    def tokens(self, messages: tuple[dict[str, str], ...]) -> int:
+        """Of a prompt, rather too many than too few."""
+        return int(_bytes(messages) * self._tokens_per_byte) + _TOKENS_PER_MESSAGE * len(messages)
+
+    def learn(self, messages: tuple[dict[str, str], ...], tokens: int) -> None:
+        """A prompt's tokens, as counted by who answered it."""
+        counted = (tokens - _TOKENS_PER_MESSAGE * len(messages)) / max(_bytes(messages), 1)
+        self._tokens_per_byte = max(self._tokens_per_byte, counted)
+
+
+class Purse:
+    """What a run has spent, and what requests in flight may still cost."""
+
+    def __init__(self, budget: BudgetConfig, prices: PricesConfig) -> None:
+        self._budget, self._prices = budget, prices
+        self._held_in = self._held_out = 0
+        self._settled = asyncio.Condition()
+        self.tokens_in = self.tokens_out = 0
+
+    @property
+    def cost(self) -> float:
+        """Of all replies that came, in the currency of the prices."""
+        return self._prices.cost(self.tokens_in, self.tokens_out)
+
+    async def hold(self, tokens_in: int, tokens_out: int) -> bool:
+        """Sets the most that a request can cost aside; False if the budget has not as much left.
+
+        Waits while requests in flight may turn out cheaper than what is set aside for them.
+        """
+        async with self._settled:
+            while not self._fits(tokens_in, tokens_out):
+                if not self._held_in + self._held_out:
+                    return False
+                await self._settled.wait()
+            self._held_in += tokens_in
+            self._held_out += tokens_out
+            return True
+
+    async def settle(self, held: tuple[int, int], spent: tuple[int, int]) -> None:
+        """Replaces what was set aside by what it came to."""
+        async with self._settled:
+            self._held_in -= held[0]
+            self._held_out -= held[1]
+            self.tokens_in += spent[0]
+            self.tokens_out += spent[1]
+            self._settled.notify_all()
+
+    def _fits(self, tokens_in: int, tokens_out: int) -> bool:
+        tokens_in += self.tokens_in + self._held_in
+        tokens_out += self.tokens_out + self._held_out
+        budget = self._budget
+        if budget.max_tokens is not None and tokens_in + tokens_out > budget.max_tokens:
+            return False
+        return budget.max_cost is None or self._prices.cost(tokens_in, tokens_out) <= (
+            budget.max_cost
+        )
+
+
+def _bytes(messages: tuple[dict[str, str], ...]) -> int:
+    return sum(len(message["content"].encode("utf-8", "replace")) for message in messages)

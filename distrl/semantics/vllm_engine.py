@@ -1,0 +1,204 @@
+"""Replies of a model that runs on the cluster's own GPUs, through `ray.data.llm` and vLLM.
+
+Not run on a GPU yet: what goes in, what comes out and the check for vLLM are tested, and the calls
+are written after the source of Ray 2.60 (`ray/data/llm.py`, `vllm_engine_stage.py`).
+
+The prompts without a reply are written as JSON lines below the place of the replies, one dataset is
+made of them, and its rows are kept as they come. Each attempt at malformed replies is a dataset of
+its own, so the model is loaded once an attempt.
+"""
+
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from distrl import storage
+from distrl.errors import ConfigError
+from distrl.semantics.asking import COMMIT_S, Asked, missing_attempt
+from distrl.semantics.describe_config import DescribeConfig, GenerationConfig
+from distrl.semantics.item_replies import item_text
+from distrl.semantics.prompts import Prompt, Request, request_of
+from distrl.semantics.replies import Replies, Reply
+
+FOLDER = "asking"
+_LINES_PER_FILE = 16_384
+_QUIET_S = 5.0
+
+
+def check_vllm() -> None:
+    """Raises ConfigError unless vLLM can be imported."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "engine=vllm needs the package vllm, which is not installed: install it in the image "
+            "of the cluster (pip install vllm), or use engine=endpoint"
+        )
+
+
+def generate_all(
+    config: DescribeConfig,
+    prompts: Callable[[], Iterator[list[Prompt]]],
+    replies: Replies,
+    total: int,
+    say: Callable[[str], None],
+) -> Asked:
+    """Has a reply kept for every prompt that vLLM answers.
+
+    Args:
+        config: The model and how it runs.
+        prompts: Gives all prompts, as often as it is called.
+        replies: Where they are kept.
+        total: Prompts that there are.
+        say: Told of progress, a line at a time.
+
+    Raises:
+        StorageError: If prompts or replies cannot be written.
+    """
+    asked, started = Asked(total), time.monotonic()
+    place = storage.join(replies.uri, FOLDER)
+    try:
+        for attempt in range(config.reask + 1):
+            storage.delete(place)
+            num = _write_missing(config, prompts(), replies, attempt, asked, place)
+            say(f"vllm  attempt {attempt}: {num:,} prompts without a reply")
+            if not num:
+                continue
+            came = 0
+            for came, row in enumerate(_generated(config, place), start=1):
+                _take(config, row, attempt, replies, asked)
+                if time.monotonic() - started > COMMIT_S:
+                    replies.flush()
+                    started = time.monotonic()
+                    say(f"vllm  attempt {attempt}: {came:,}/{num:,} replies")
+    finally:
+        replies.flush()
+        storage.delete(place)
+    asked.cost = config.prices.cost(asked.tokens_in, asked.tokens_out)
+    return asked
+
+
+def row_in(request: Request, about_item: bool) -> dict[str, Any]:
+    """A request as a row of the dataset that the engine reads."""
+    return {
+        "key": request.key,
+        "about_item": about_item,
+        "messages": list(request.messages),
+        "sampling_params": sampling_params(request),
+    }
+
+
+def sampling_params(request: Request) -> dict[str, Any]:
+    """A request's parameters by the names of vLLM's SamplingParams."""
+    named = {name: value for name, value in request.parameters.items() if name != "model"}
+    named.pop("max_completion_tokens", None)
+    return {**named, "max_tokens": request.max_tokens}
+
+
+def reply_of(
+    row: dict[str, Any], generation: GenerationConfig, item_keys: tuple[str, str]
+) -> Reply | None:
+    """What the engine made of a row; None if it failed at it."""
+    if row.get("__inference_error__") or row.get("key") is None:
+        return None
+    text = row["text"] or ""
+    well = item_text(text, item_keys) is not None if row["about_item"] else bool(text.strip())
+    return Reply(
+        row["key"],
+        generation.model,
+        not well,
+        text,
+        int(row["tokens_in"]),
+        int(row["tokens_out"]),
+    )
+
+
+def _take(
+    config: DescribeConfig, row: dict[str, Any], attempt: int, replies: Replies, asked: Asked
+) -> None:
+    reply = reply_of(row, config.generation, config.prompts.item_keys)
+    if reply is None:
+        asked.unanswered += 1
+        asked.failures["vllm"] += 1
+        asked.last_failure = str(row.get("__inference_error__"))[:200]
+        return
+    replies.add(reply)
+    asked.tokens_in += reply.tokens_in
+    asked.tokens_out += reply.tokens_out
+    if attempt:
+        asked.reasked += 1
+    else:
+        asked.asked += 1
+
+
+def _write_missing(
+    config: DescribeConfig,
+    blocks: Iterator[list[Prompt]],
+    replies: Replies,
+    attempt: int,
+    asked: Asked,
+    place: str,
+) -> int:
+    """Writes what needs this attempt as JSON lines, each different request once; how many."""
+    lines: list[str] = []
+    seen: set[str] = set()
+    num_files = 0
+
+    def write() -> None:
+        nonlocal num_files
+        content = "".join(lines).encode()
+        storage.write_bytes(storage.join(place, f"part-{num_files:05d}.json"), content)
+        num_files += 1
+        lines.clear()
+
+    for block in blocks:
+        for prompt in block:
+            missing = missing_attempt(prompt, config, replies)
+            if not attempt:
+                asked.prompts += 1
+                asked.from_cache += missing is None
+            if missing != attempt:
+                continue
+            request = request_of(prompt, config.generation, attempt)
+            if request.key in seen:
+                asked.repeated += not attempt
+                continue
+            seen.add(request.key)
+            lines.append(json.dumps(row_in(request, prompt.about_item)) + "\n")
+        if len(lines) >= _LINES_PER_FILE:
+            write()
+    if lines:
+        write()
+    return len(seen)
+
+
+def _generated(config: DescribeConfig, place: str) -> Iterator[dict[str, Any]]:
+    """What comes out of the engine, a row a request, in any order."""
+    import ray.data  # both take seconds to import, and only this engine needs them
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    vllm = config.vllm
+    processor = build_processor(
+        vLLMEngineProcessorConfig(
+            model_source=config.generation.model,
+            engine_kwargs=dict(vllm.engine_kwargs),
+            concurrency=vllm.concurrency,
+            batch_size=vllm.batch_size,
+            accelerator_type=vllm.accelerator_type,
+            should_continue_on_error=True,
+        ),
+        postprocess=row_out,
+    )
+    fs, path = storage.filesystem(place)
+    yield from processor(ray.data.read_json(path, filesystem=fs, lines=True)).iter_rows()
+
+
+def row_out(row: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a row that the engine has been at."""
+    return {
+        "key": row["key"],
+        "about_item": row["about_item"],
+        "text": row["generated_text"],
+        "tokens_in": row["num_input_tokens"],
+        "tokens_out": row["num_generated_tokens"],
+    }
