@@ -101,6 +101,16 @@ class RunConfig(Config):
                 f"data.batch_size={batch} over workers.num_workers={workers} leaves "
                 f"{batch // workers} sample a worker; a contrast needs at least 2"
             )
+        if self.method.takes_neighbors and self.data.neighbors is None:
+            raise ValueError(
+                f"method.name={self.method.name} learns from neighbors by text: data.neighbors "
+                "must name a table that jobs/retrieve.py made"
+            )
+        if self.data.neighbors is not None and not self.method.takes_neighbors:
+            raise ValueError(
+                f"data.neighbors={self.data.neighbors}, but method.name={self.method.name} takes "
+                "none; leave it out, or train sracl with this method as its base"
+            )
         before = self.method.epochs_before_ranking
         if self.training.epochs <= before:
             raise ValueError(

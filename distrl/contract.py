@@ -81,6 +81,29 @@ class Damaged:
 
 
 @dataclass(frozen=True, slots=True)
+class Neighbors:
+    """What P contrasted prefixes are like by their texts. U different neighbors, at most K each."""
+
+    anchors: Packed
+    """The prefixes themselves."""
+    sequences: Packed
+    """Sequences that hold the neighbors; a neighbor that is the beginning of another has no segment
+    of its own, so `last` has an entry a neighbor (U) and not a segment."""
+    of_pair: Int64[Tensor, "P K"]
+    """Which neighbors each prefix has, the nearest first, then -1."""
+    text: Float[Tensor, "P E"]
+    """Vectors of the prefixes' texts."""
+    neighbor_text: Float[Tensor, "U E"]
+    """Vectors of the neighbors' texts."""
+
+    def to(self, device: torch.device | str) -> "Neighbors":
+        """The same neighbors on another device."""
+        rest = (self.of_pair, self.text, self.neighbor_text)
+        moved = (tensor.to(device, non_blocking=True) for tensor in rest)
+        return Neighbors(self.anchors.to(device), self.sequences.to(device), *moved)
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What one worker trains on in one step."""
 
@@ -103,6 +126,10 @@ class Batch:
     damaged: Damaged | None = None
     """The contrasted prefixes with the items that follow them, corrupted; None for methods that do
     not mend."""
+    neighbors: Neighbors | None = None
+    """Of the contrasted prefixes; None for methods that take none."""
+    semantic_views: tuple[Packed, Packed] | None = None
+    """Two views of the contrasted prefixes in which items became others with a like text."""
 
     @property
     def num_targets(self) -> int:
@@ -112,7 +139,12 @@ class Batch:
     @property
     def num_pairs(self) -> int:
         """Contrasted pairs in this batch; a single one has no negatives and counts as none."""
-        pairs = 0 if self.views is None else self.views[0].last.shape[0]
+        pairs = 0
+        views = self.views or self.semantic_views
+        if views is not None:
+            pairs = views[0].last.shape[0]
+        elif self.neighbors is not None:
+            pairs = self.neighbors.anchors.last.shape[0]
         return pairs if pairs > 1 else 0
 
     def count(self, unit: "Unit") -> int:
@@ -131,15 +163,20 @@ class Batch:
         def moved(numbers: Tensor | None) -> Tensor | None:
             return None if numbers is None else numbers.to(device, non_blocking=True)
 
+        def both(views: tuple[Packed, Packed] | None) -> tuple[Packed, Packed] | None:
+            return None if views is None else (views[0].to(device), views[1].to(device))
+
         return Batch(
             self.clean.to(device),
             self.target_at.to(device, non_blocking=True),
             self.targets.to(device, non_blocking=True),
-            None if self.views is None else (self.views[0].to(device), self.views[1].to(device)),
+            both(self.views),
             moved(self.pair_sample),
             moved(self.pair_target),
             moved(self.pair_at),
             None if self.damaged is None else self.damaged.to(device),
+            None if self.neighbors is None else self.neighbors.to(device),
+            both(self.semantic_views),
         )
 
 
@@ -216,6 +253,12 @@ class Method(nn.Module, ABC):
 
     corruption: CorruptionRates | None = None
     """How the batch's prefixes are damaged for it; None where it does not mend."""
+
+    wants_neighbors: bool = False
+    """Whether each batch brings the neighbors of its contrasted prefixes."""
+
+    wants_semantic_views: bool = False
+    """Whether each batch brings two views with items replaced by others with a like text."""
 
     gather: Callable[[Tensor], Tensor] = staticmethod(_own)
     """Rows of a tensor of this worker's pairs to those of all workers' pairs, with gradients; who

@@ -9,7 +9,6 @@ from typing import Any
 import ray
 import ray.data
 import ray.train
-import torch
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -23,20 +22,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distrl.cluster import check_capacity, connect
 from distrl.config import RunConfig
-from distrl.contract import Catalog
-from distrl.data.correlation_table import check_substitutes
 from distrl.data.plan import Ledger
+from distrl.data.side_tables import SideManifest
 from distrl.data.store import check_sizes, manifest_hash, read_manifest
 from distrl.data.stream import StreamSplit, training_dataset
 from distrl.errors import CheckpointError, TrackingError
 from distrl.folder import RunFolder
-from distrl.methods import build
 from distrl.outcome import Outcome, conclude
 from distrl.schema import Manifest
 from distrl.storage import absolute, check_writable, join, read_bytes
 from distrl.tracking.config import resolve_tracking_uri
 from distrl.tracking.connection import check_reachable
 from distrl.tracking.runs import finish_run
+from distrl.train.checks import check_run
 from distrl.train.monitor import SELECT_BY, Monitor
 from distrl.train.state import LEDGER_FILE
 from distrl.train.validate import validate
@@ -56,8 +54,8 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
         say: Takes lines of progress for the user.
 
     Raises:
-        ConfigError: If the name is used, a resumed run was another, the cluster is too small, or
-            views are to substitute and the store has no table for it.
+        ConfigError: If the name is used, a resumed run was another, the cluster is too small, or a
+            table beside the store is asked for that is not there.
         StorageError: If the store or the storage cannot be reached.
         SchemaError: If the store is torn.
         TrackingError: If MLflow cannot be reached.
@@ -71,8 +69,7 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
     )
     manifest = read_manifest(run.data.store_uri)
     check_sizes(run.data.store_uri, manifest)
-    check_substitutes(run.data, manifest)
-    _check_method(run, manifest)
+    neighbors = check_run(run, manifest)
     check_writable(run.storage_uri)
     folder = RunFolder(join(run.storage_uri, run.name))
     folder.check_name(resume=resume)
@@ -88,7 +85,7 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
     say(f"run {run.name}: {folder.uri}")
     say(f"MLflow run {run_id} in experiment {run.tracking.experiment}")
     try:
-        best, speed = _train(run, manifest, folder, tracking_uri, run_id, say)
+        best, speed = _train(run, manifest, neighbors, folder, tracking_uri, run_id, say)
         outcome = conclude(run, manifest, folder, tracking_uri, run_id, best, speed, say)
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
@@ -99,13 +96,6 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
     finish_run(tracking_uri, run_id, "FINISHED")
     folder.write("result.json", outcome.model_dump_json(indent=1))
     return outcome
-
-
-def _check_method(run: RunConfig, manifest: Manifest) -> None:
-    """Builds the method without memory, so that what it refuses is refused before Ray starts."""
-    with torch.device("meta"):
-        method = build(run.method, Catalog(manifest.num_items, run.data.max_len))
-    run.engine.check_parts(method.parts)
 
 
 def _needs(run: RunConfig) -> dict[str, dict[str, float]]:
@@ -157,6 +147,7 @@ class _Stream:
 
     run: RunConfig
     manifest: Manifest
+    neighbors: SideManifest | None
     run_uri: str
     store_hash: str
 
@@ -168,12 +159,14 @@ class _Stream:
             seed=self.run.seed,
             epochs=self.run.training.epochs,
             ledger=ledger,
+            neighbors=self.neighbors,
         )
 
 
 def _train(
     run: RunConfig,
     manifest: Manifest,
+    neighbors: SideManifest | None,
     folder: RunFolder,
     tracking_uri: str,
     run_id: str,
@@ -192,7 +185,7 @@ def _train(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"task": WorkerTask(run, manifest, store_hash, monitor)},
-        datasets={"train": _Stream(run, manifest, folder.uri, store_hash)},
+        datasets={"train": _Stream(run, manifest, neighbors, folder.uri, store_hash)},
         dataset_config=StreamSplit(run.data.read_ahead_bytes),
         scaling_config=ScalingConfig(
             num_workers=run.workers.num_workers,

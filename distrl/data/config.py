@@ -37,6 +37,13 @@ class AugmentConfig(Config):
     """A hidden item becomes PAD, which attention cannot see (MCLRec's code), or a mask token with
     a vector of its own (the classical mask)."""
 
+    semantic_share: Share = 0.2
+    """Share of the items that a semantic view replaces by ones with a like text; only for methods
+    that take such views."""
+    semantic_draw: Literal["each", "share"] = "each"
+    """each: every item is replaced with that probability (SRA-CL's code), so that a short prefix
+    often stays as it is. share: so many of a prefix are, rounded down, but one at least (paper)."""
+
     @model_validator(mode="after")
     def _enough_operations(self) -> "AugmentConfig":
         if len(set(self.operations)) != len(self.operations) or not self.operations:
@@ -70,6 +77,11 @@ class DataConfig(Config):
     row_length: PositiveInt | None = None
     """Slots of a packed row; None takes max_len."""
     augment: AugmentConfig = AugmentConfig()
+    neighbors: str | None = None
+    """Which table of neighbors beside the store is read, by the name that jobs/retrieve.py gave it.
+    Needed by sracl, refused by methods that take none."""
+    num_neighbors: PositiveInt = 10
+    """Neighbors of a prefix, and of an item, that are taken: the nearest so many."""
     item_text_uri: str | None = None
     """JSON lines with `item`, the caller's own id, and `title` or `text`: what items are called in
     examples for people. Nothing is trained on it."""

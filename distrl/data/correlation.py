@@ -31,9 +31,9 @@ from distrl.data.correlation_table import (
     write_manifest,
     write_part,
 )
+from distrl.data.ragged_columns import to_ragged
 from distrl.data.ray_stage import Stage, run_generators, run_tasks
 from distrl.data.store import check_sizes, manifest_hash, read_manifest, verify_shard
-from distrl.data.units import to_ragged
 from distrl.errors import ConfigError, SchemaError, StorageError
 from distrl.ops.correlation import (
     BYTES_PER_SUM,

@@ -17,8 +17,8 @@ from pydantic import NonNegativeInt, PositiveInt, ValidationError
 
 from distrl import storage
 from distrl.data.config import DataConfig
+from distrl.data.ragged_columns import to_ragged
 from distrl.data.store import manifest_hash
-from distrl.data.units import to_ragged
 from distrl.errors import ConfigError, SchemaError
 from distrl.ops.ragged import Ragged
 from distrl.schema import MANIFEST_NAME, Config, Manifest, Shard

@@ -7,16 +7,24 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt64
 
-from distrl.contract import Batch, CorruptionRates, Damaged, Method, Packed
+from distrl.contract import Batch, CorruptionRates, Damaged, Method, Neighbors, Packed
+from distrl.data.beside import Beside
 from distrl.data.config import DataConfig
+from distrl.data.contrasted import contrasted_ends
+from distrl.data.found import Found, no_neighbors
+from distrl.data.neighbor_batch import neighbors_of
+from distrl.data.side_tables import SideManifest
 from distrl.ops.corruption import INSERT, Corruption
 from distrl.ops.packing import pack
 from distrl.ops.ragged import Ragged, appended
-from distrl.ops.sequences import Views, chosen, mixed, sample_keys
+from distrl.ops.sequences import Views, mixed, sample_keys
+from distrl.ops.substitution import substituted
 from distrl.schema import PAD_ID
 
-_PREFIX, _CHOICE, _DAMAGE = 11, 12, 13
+_PREFIX, _DAMAGE, _FIRST_SEMANTIC, _SECOND_SEMANTIC = 11, 13, 14, 15
 """Purposes of draws, apart from those of the views."""
+
+NOTHING = Beside()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,9 @@ class Samples:
     serial: Int64[np.ndarray, " n"]
     """Number within (epoch, shard), in the order in which that unit is served."""
     items: Ragged
+    found: Found | None = None
+    """Neighbors of the contrasted prefixes, sample by sample, as `contrasted_ends` orders those of
+    each; None where none are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +56,10 @@ class BatchMaker:
     corruption: CorruptionRates | None = None
     correlated: Ragged | None = None
     """From `read_substitutes`; needed by views that substitute."""
+    neighbors: SideManifest | None = None
+    """Of the table that the samples' neighbors are from; None where none are wanted."""
+    near_items: Ragged | None = None
+    """From `read_near_items`; None where no semantic views are wanted."""
 
     @classmethod
     def of(
@@ -53,14 +68,24 @@ class BatchMaker:
         method: Method,
         num_items: int,
         seed: int,
-        correlated: Ragged | None = None,
+        beside: Beside = NOTHING,
     ) -> "BatchMaker":
         """What makes the batches that a method wants."""
-        return cls(config, method.num_views, num_items, seed, method.corruption, correlated)
+        return cls(
+            config,
+            method.num_views,
+            num_items,
+            seed,
+            method.corruption,
+            beside.correlated,
+            beside.neighbors if method.wants_neighbors else None,
+            beside.near_items if method.wants_semantic_views else None,
+        )
 
     @property
     def _contrasts(self) -> bool:
-        return self.num_views > 0 or self.corruption is not None
+        semantic = self.neighbors is not None or self.near_items is not None
+        return self.num_views > 0 or self.corruption is not None or semantic
 
     def make(self, samples: Samples) -> Batch:
         """Inputs, targets and views, packed. No samples make a batch without targets."""
@@ -77,7 +102,7 @@ class BatchMaker:
         if not self._contrasts:
             return batch
         keys = sample_keys(self.seed, samples.epoch, samples.shard, samples.serial)
-        return self._with_pairs(batch, inputs, newest, keys, keys, clean.last)
+        return self._with_pairs(batch, inputs, newest, keys, keys, clean.last, samples.found)
 
     def _all_positions(self, samples: Samples, inputs: Ragged, targets: Ragged) -> Batch:
         """A target at every position; some prefixes of each sample are contrasted."""
@@ -89,10 +114,15 @@ class BatchMaker:
         if not self._contrasts:
             return batch
         keys = sample_keys(self.seed, samples.epoch, samples.shard, samples.serial)
-        ends = self._ends(inputs, keys)
+        ends = contrasted_ends(inputs, keys, self.config.contrasted_prefixes)
         prefixes, pair_keys = self._contrasted(inputs, keys, ends)
         of_sample, at = keys[inputs.rows[ends]], torch.from_numpy(slots[ends])
-        return self._with_pairs(batch, prefixes, targets.values[ends], pair_keys, of_sample, at)
+        found = samples.found
+        if found is not None:
+            # They come sample by sample, pairs do not.
+            found = found.take(np.argsort(np.argsort(inputs.rows[ends], kind="stable")))
+        follows = targets.values[ends]
+        return self._with_pairs(batch, prefixes, follows, pair_keys, of_sample, at, found)
 
     def _with_pairs(
         self,
@@ -102,8 +132,9 @@ class BatchMaker:
         keys: UInt64[np.ndarray, " pairs"],
         of_sample: UInt64[np.ndarray, " pairs"],
         at: Int64[torch.Tensor, " pairs"],
+        found: Found | None,
     ) -> Batch:
-        """The batch with the views of its prefixes, or with these damaged, or both."""
+        """The batch with what the method wants of its prefixes: views, damage, neighbors."""
         return replace(
             batch,
             views=self._views(prefixes, keys),
@@ -111,7 +142,38 @@ class BatchMaker:
             pair_sample=_numbers(of_sample),
             pair_target=torch.from_numpy(follows),
             pair_at=at,
+            neighbors=self._neighbors(prefixes, found),
+            semantic_views=self._semantic_views(prefixes, keys),
         )
+
+    def _neighbors(self, prefixes: Ragged, found: Found | None) -> Neighbors | None:
+        if self.neighbors is None:
+            return None
+        if found is None:
+            assert not len(prefixes.lengths), "the reader joins neighbors into samples"
+            found = no_neighbors(self.neighbors.dimension)
+        most, row_length = self.config.num_neighbors, self.config.slots
+        return neighbors_of(found, prefixes, most=most, row_length=row_length)
+
+    def _semantic_views(
+        self, prefixes: Ragged, keys: UInt64[np.ndarray, " pairs"]
+    ) -> tuple[Packed, Packed] | None:
+        """Each prefix twice with some items replaced by near ones, apart from the other views."""
+        if self.near_items is None:
+            return None
+        augment = self.config.augment
+        first, second = (
+            substituted(
+                prefixes,
+                mixed(keys, purpose),
+                self.near_items,
+                share=augment.semantic_share,
+                draw=augment.semantic_draw,
+                most=self.config.num_neighbors,
+            )
+            for purpose in (_FIRST_SEMANTIC, _SECOND_SEMANTIC)
+        )
+        return pack(first, self.config.slots)[0], pack(second, self.config.slots)[0]
 
     def _damaged(
         self,
@@ -142,13 +204,6 @@ class BatchMaker:
             torch.from_numpy(missing),
         )
 
-    def _ends(self, inputs: Ragged, keys: UInt64[np.ndarray, " n"]) -> Int64[np.ndarray, " pairs"]:
-        """Where each contrasted prefix ends: the whole of each sample, then random shorter ones."""
-        ends = inputs.offsets[1:] - 1
-        if self.config.contrasted_prefixes == 1:
-            return ends
-        return np.concatenate([ends, self._shorter(inputs, keys)])
-
     def _contrasted(
         self,
         inputs: Ragged,
@@ -160,16 +215,6 @@ class BatchMaker:
         shown = np.minimum(lengths, self.config.max_len)
         keys = mixed(mixed(keys[inputs.rows[ends]], _PREFIX), lengths)
         return inputs.pieces(ends - shown + 1, shown), keys
-
-    def _shorter(
-        self, inputs: Ragged, keys: UInt64[np.ndarray, " n"]
-    ) -> Int64[np.ndarray, " shorter"]:
-        """Where the shorter prefixes of each sample end: different ones, fewer if it has fewer."""
-        is_shorter = np.ones(len(inputs.values), dtype=bool)
-        is_shorter[inputs.offsets[1:] - 1] = False
-        ends = Ragged(np.arange(len(inputs.values)), inputs.offsets).keep(is_shorter)
-        counts = np.minimum(ends.lengths, self.config.contrasted_prefixes - 1)
-        return ends.values[chosen(ends, counts, mixed(keys, _CHOICE))]
 
     def _views(
         self, sequences: Ragged, keys: UInt64[np.ndarray, " pairs"]

@@ -22,9 +22,12 @@ from ray.exceptions import RayTaskError
 
 from distrl.contract import Batch
 from distrl.data.config import DataConfig
+from distrl.data.found import Found
 from distrl.data.plan import Ledger, plan
+from distrl.data.ragged_columns import to_ragged
 from distrl.data.samples import BatchMaker, Samples
-from distrl.data.units import UnitReader, to_ragged, unit_row
+from distrl.data.side_tables import SideManifest
+from distrl.data.units import UnitReader, unit_row
 from distrl.errors import DistrlError
 from distrl.schema import Manifest
 
@@ -38,6 +41,9 @@ BLOCK_BATCHES = 4
 _SAMPLE_BYTES = 32
 """Of a sample in a block, besides its items."""
 
+_NEIGHBOR_BYTES = 24
+"""Of a neighbor in a block, besides its items and its vector."""
+
 
 @dataclass(frozen=True, slots=True)
 class Consumed:
@@ -49,7 +55,13 @@ class Consumed:
 
 
 def training_dataset(
-    manifest: Manifest, config: DataConfig, *, seed: int, epochs: int, ledger: Ledger
+    manifest: Manifest,
+    config: DataConfig,
+    *,
+    seed: int,
+    epochs: int,
+    ledger: Ledger,
+    neighbors: SideManifest | None = None,
 ) -> ray.data.Dataset:
     """Everything that is still to train on, as one dataset of samples.
 
@@ -59,6 +71,7 @@ def training_dataset(
         seed: Fixes the order of units, and of samples in each.
         epochs: Passes over the store, those already made included.
         ledger: What is trained on already.
+        neighbors: Of the table of neighbors that samples are to bring, if any.
 
     Raises:
         CheckpointError: If the ledger holds samples that the store does not have.
@@ -67,10 +80,10 @@ def training_dataset(
     dataset = ray.data.from_items(units, override_num_blocks=min(len(units), MAX_READ_TASKS) or 1)
     context = dataset.context
     # Ray merges what a task yields into blocks of this size, by default 128 MiB: all of an epoch.
-    context.target_max_block_size = _block_bytes(manifest, config)
+    context.target_max_block_size = _block_bytes(manifest, config, neighbors)
     context.enable_progress_bars = False
     return dataset.map_batches(
-        UnitReader(manifest, config, seed).read_rows,
+        UnitReader(manifest, config, seed, neighbors).read_rows,
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -79,12 +92,19 @@ def training_dataset(
     )
 
 
-def _block_bytes(manifest: Manifest, config: DataConfig) -> int:
+def _block_bytes(
+    manifest: Manifest, config: DataConfig, neighbors: SideManifest | None = None
+) -> int:
     """Bytes of BLOCK_BATCHES batches' worth of samples, about."""
     items = manifest.num_interactions / manifest.num_users
     if config.samples == "prefix" or config.long_sequences == "last":
         items = min(items, config.max_len + 1)
-    return int(BLOCK_BATCHES * config.batch_size * (_SAMPLE_BYTES + 4 * items))
+    sample = _SAMPLE_BYTES + 4 * items
+    if neighbors is not None:
+        shown = 2 * neighbors.dimension + 4 * min(items, config.max_len) + _NEIGHBOR_BYTES
+        prefixes = config.contrasted_prefixes if config.samples == "all_positions" else 1
+        sample += prefixes * (2 * neighbors.dimension + config.num_neighbors * shown)
+    return int(BLOCK_BATCHES * config.batch_size * sample)
 
 
 class StreamSplit(ray.train.DataConfig):
@@ -171,7 +191,7 @@ def _fill(
 
     try:
         for table in tables:
-            samples = _samples(table)
+            samples = _samples(table, maker)
             taken = Consumed(samples.epoch, samples.shard, samples.serial)
             if not offer((maker.make(samples), taken)):
                 return
@@ -212,7 +232,7 @@ def local_batches(
         CheckpointError: If the ledger holds samples that the store does not have.
     """
     units = plan(manifest, config, seed=maker.seed, epochs=epochs, ledger=ledger)
-    reader = UnitReader(manifest, config, maker.seed)
+    reader = UnitReader(manifest, config, maker.seed, maker.neighbors)
     blocks = (block for unit in units for block in reader.read(unit))
     return Batches(_rebatched(blocks, config.batch_size), maker, config.prefetch_batches)
 
@@ -229,9 +249,12 @@ def _rebatched(blocks: Iterator[pa.Table], batch_size: int) -> Iterator[pa.Table
     yield from (left for left in held if len(left))
 
 
-def _samples(table: pa.Table) -> Samples:
+def _samples(table: pa.Table, maker: BatchMaker) -> Samples:
     """Arrow's columns as arrays."""
     epoch, shard, serial = (
         table.column(name).to_numpy().astype(np.int64) for name in ("epoch", "shard", "serial")
     )
-    return Samples(epoch, shard, serial, to_ragged(table.column("items")))
+    items = to_ragged(table.column("items"))
+    if maker.neighbors is None:
+        return Samples(epoch, shard, serial, items)
+    return Samples(epoch, shard, serial, items, Found.of_table(table, maker.neighbors.dimension))

@@ -15,11 +15,15 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64, UInt64
 
 from distrl.data.config import DataConfig
+from distrl.data.contrasted import contrasted_ends
+from distrl.data.neighbors import NeighborGroup, read_group
 from distrl.data.plan import UnitWork, not_in, num_samples
+from distrl.data.ragged_columns import to_ragged
+from distrl.data.side_tables import SideManifest
 from distrl.data.store import verify_shard
 from distrl.errors import SchemaError
 from distrl.ops.ragged import Ragged
-from distrl.ops.sequences import mixed, permutation, seed_key
+from distrl.ops.sequences import mixed, permutation, sample_keys, seed_key
 from distrl.schema import NUM_HELD_OUT, Manifest, Shard
 from distrl.storage import explained, join, open_input
 
@@ -38,6 +42,8 @@ class UnitReader:
     manifest: Manifest
     config: DataConfig
     seed: int
+    neighbors: SideManifest | None = None
+    """Of the table whose windows are joined into the samples that contrast them."""
 
     def read_rows(self, units: pa.Table) -> Iterator[pa.Table]:
         """What is left of each unit that `unit_row` put into a row of a table."""
@@ -47,6 +53,8 @@ class UnitReader:
 
     def read(self, work: UnitWork) -> Iterator[pa.Table]:
         """What is left of a unit, in blocks with columns epoch, shard, serial, items.
+
+        Where neighbors are wanted, those of each sample's contrasted prefixes stand beside it.
 
         Row groups come in an order drawn from (seed, epoch, shard), samples shuffled within each;
         a row group at most is in memory. Serials number the samples in that order, so what is left
@@ -61,13 +69,13 @@ class UnitReader:
             verify_shard(self.config.store_uri, shard)
         key = mixed(mixed(mixed(seed_key(self.seed), work.epoch), work.shard), _SHUFFLE)
         serial = 0
-        for number, parts in self._row_groups(shard, key):
-            ends = self._ends(parts)
+        for number, group in self._row_groups(work.shard, shard, key):
+            ends = self._ends(group.parts)
             ends = ends[permutation(len(ends), mixed(mixed(key, 1), number))]
             serials = np.arange(serial, serial + len(ends))
             serial += len(ends)
             left = not_in(serials, work.done)
-            yield from self._blocks(work, parts, ends[left], serials[left])
+            yield from self._blocks(work, group, ends[left], serials[left])
         expected = num_samples(shard, self.config)
         if serial != expected:
             raise SchemaError(
@@ -76,9 +84,9 @@ class UnitReader:
             )
 
     def _row_groups(
-        self, shard: Shard, key: UInt64[np.ndarray, " 1"]
-    ) -> Iterator[tuple[int, Ragged]]:
-        """Number and training parts of each row group, in the order that the key fixes."""
+        self, place: int, shard: Shard, key: UInt64[np.ndarray, " 1"]
+    ) -> Iterator[tuple[int, "_Group"]]:
+        """Number and users of each row group, in the order that the key fixes."""
         uri = join(self.config.store_uri, shard.path)
         try:
             with open_input(uri) as source:
@@ -95,15 +103,24 @@ class UnitReader:
                     )
                 for number in permutation(file.num_row_groups, mixed(key, 0)).tolist():
                     table = file.read_row_group(number, columns=["items"])
-                    yield number, self._training_parts(uri, table)
+                    parts, rows = self._training_parts(uri, table)
+                    sizes = (file.metadata.row_group(g).num_rows for g in range(number))
+                    yield number, _Group(parts, rows + sum(sizes), self._found(place, number))
         except pa.ArrowException as error:
             first = str(error).splitlines()[0]
             raise SchemaError(f"shard {uri} is torn or no Parquet file: {first}") from error
         except OSError as error:
             raise explained(uri, "read", error) from error
 
-    def _training_parts(self, uri: str, table: pa.Table) -> Ragged:
-        """Sequences without what is held out, of the users who then have a target left."""
+    def _found(self, shard: int, group: int) -> NeighborGroup | None:
+        if self.neighbors is None:
+            return None
+        return read_group(self.config.store_uri, self.neighbors, shard, group)
+
+    def _training_parts(
+        self, uri: str, table: pa.Table
+    ) -> tuple[Ragged, Int64[np.ndarray, " users"]]:
+        """Sequences without what is held out, of the users who then have a target left; which."""
         if table.column_names != ["items"] or not pa.types.is_list(table.schema.types[0]):
             raise SchemaError(f"shard {uri} has no column `items` of lists; it has {table.schema}")
         whole = to_ragged(table.column("items"))
@@ -115,7 +132,7 @@ class UnitReader:
             )
         lengths = whole.lengths - NUM_HELD_OUT
         rows = np.flatnonzero(lengths > 1)
-        return whole.pieces(whole.offsets[rows], lengths[rows])
+        return whole.pieces(whole.offsets[rows], lengths[rows]), rows
 
     def _ends(self, parts: Ragged) -> Int64[np.ndarray, " samples"]:
         """Where each sample's newest target is."""
@@ -126,11 +143,12 @@ class UnitReader:
     def _blocks(
         self,
         work: UnitWork,
-        parts: Ragged,
+        group: "_Group",
         ends: Int64[np.ndarray, " samples"],
         serials: Int64[np.ndarray, " samples"],
     ) -> Iterator[pa.Table]:
         """Samples spelled out, a bounded block at a time: prefixes repeat items many times."""
+        parts = group.parts
         lengths = parts.positions[ends] + 1
         if self.config.samples == "prefix" or self.config.long_sequences == "last":
             lengths = np.minimum(lengths, self.config.max_len + 1)
@@ -139,7 +157,58 @@ class UnitReader:
         for start, stop in pairwise([*np.flatnonzero(begins).tolist(), len(ends)]):
             here = slice(start, stop)
             items = parts.pieces(ends[here] - lengths[here] + 1, lengths[here])
-            yield _table(work, serials[here], items)
+            table = _table(work, serials[here], items)
+            if group.found is not None:
+                row = group.rows[parts.rows[ends[here]]]
+                before = parts.positions[ends[here]] + 1 - lengths[here]
+                for name, column in self._joined(
+                    work, serials[here], items, row, before, group.found
+                ):
+                    table = table.append_column(name, column)
+            yield table
+
+    def _joined(
+        self,
+        work: UnitWork,
+        serials: Int64[np.ndarray, " samples"],
+        items: Ragged,
+        row: Int64[np.ndarray, " samples"],
+        before: Int64[np.ndarray, " samples"],
+        found: NeighborGroup,
+    ) -> Iterator[tuple[str, pa.Array]]:
+        """Columns of the neighbors of each sample's contrasted prefixes.
+
+        Args:
+            work: The unit.
+            serials: Of the samples.
+            items: Of the samples, the newest target included.
+            row: Of the shard, that each sample is of.
+            before: Items of that row's history that the sample does not show.
+            found: What the table says of the row group.
+        """
+        inputs = items.pieces(items.offsets[:-1], items.lengths - 1)
+        same = np.full(len(serials), 0)
+        keys = sample_keys(self.seed, same + work.epoch, same + work.shard, serials)
+        count = 1 if self.config.samples == "prefix" else self.config.contrasted_prefixes
+        ends = contrasted_ends(inputs, keys, count)
+        sample = inputs.rows[ends]
+        order = np.argsort(sample, kind="stable")
+        ends, sample = ends[order], sample[order]
+        length = before[sample] + inputs.positions[ends] + 1
+        pairs = np.bincount(sample, minlength=len(serials))
+        neighbors = found.of(row[sample], length, self.config.num_neighbors)
+        yield from neighbors.columns(pairs).items()
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Users of one row group who have a training target."""
+
+    parts: Ragged
+    """Their sequences without what is held out."""
+    rows: Int64[np.ndarray, " users"]
+    """Rows of the shard."""
+    found: NeighborGroup | None
 
 
 def unit_row(work: UnitWork) -> dict[str, int | bool | str]:
@@ -150,14 +219,6 @@ def unit_row(work: UnitWork) -> dict[str, int | bool | str]:
         "done": json.dumps(work.done),
         "first": work.first,
     }
-
-
-def to_ragged(column: pa.ChunkedArray) -> Ragged:
-    """A column of lists."""
-    items = column.combine_chunks()
-    offsets = items.offsets.to_numpy().astype(np.int64)
-    values = items.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-    return Ragged(values, offsets - offsets[0])
 
 
 def _table(work: UnitWork, serials: Int64[np.ndarray, " n"], items: Ragged) -> pa.Table:

@@ -6,12 +6,15 @@ from pydantic import Field, TypeAdapter
 
 from distrl.contract import Catalog, Method
 from distrl.methods.cl4srec import CL4SRecConfig
+from distrl.methods.gru4rec import GRU4RecConfig
 from distrl.methods.laclrec import LACLRecConfig
 from distrl.methods.mclrec import MCLRecConfig
 from distrl.methods.sasrec import SASRecConfig
+from distrl.methods.sracl import SRACLConfig
 
 MethodConfig = Annotated[
-    SASRecConfig | CL4SRecConfig | MCLRecConfig | LACLRecConfig, Field(discriminator="name")
+    SASRecConfig | CL4SRecConfig | MCLRecConfig | LACLRecConfig | GRU4RecConfig | SRACLConfig,
+    Field(discriminator="name"),
 ]
 
 

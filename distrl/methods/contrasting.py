@@ -12,23 +12,29 @@ from torch import Tensor
 from distrl.contract import Batch, Term
 from distrl.methods.encoding import EncoderConfig
 from distrl.ops.losses import info_nce
+from distrl.schema import Config
 
 
-class ContrastConfig(EncoderConfig):
-    """The contrast of two augmented views, and who is a negative."""
+class NegativesConfig(Config):
+    """How alike two states are, and who is a negative."""
 
     temperature: PositiveFloat = 1.0
-    """Divides similarities; the authors of MCLRec take 1 and raw dot products."""
-    similarity: Literal["dot", "cosine"] = "dot"
-    """Of the contrast between the two data views; contrasts with learned views take the dot."""
-    data_weight: NonNegativeFloat = 0.0
-    """Weight of the contrast between the two data views."""
+    """Divides similarities; the authors of MCLRec and of SRA-CL take 1 and raw dot products."""
     negatives: Literal["worker", "all_workers"] = "worker"
     """The pairs of the same worker's batch, as in the papers, or of the batches of all workers:
     then the loss is that of one worker with all of them."""
     false_negatives: Literal["keep", "same_sample", "same_sample_or_target"] = "keep"
     """Which pairs are no negatives of each other: none (the papers), those of the same sample (two
     prefixes of a user), or those whose prefixes are followed by the same item too."""
+
+
+class ContrastConfig(EncoderConfig, NegativesConfig):
+    """The contrast of two augmented views."""
+
+    similarity: Literal["dot", "cosine"] = "dot"
+    """Of the contrast between the two data views; contrasts with learned views take the dot."""
+    data_weight: NonNegativeFloat = 0.0
+    """Weight of the contrast between the two data views."""
 
 
 class Contrasted(NamedTuple):
@@ -39,7 +45,7 @@ class Contrasted(NamedTuple):
 
 
 def contrasted(
-    config: ContrastConfig,
+    config: NegativesConfig,
     batch: Batch,
     views: tuple[Float[Tensor, "P D"], ...],
     gather: Callable[[Tensor], Tensor],
@@ -63,9 +69,9 @@ def contrasted(
     return Contrasted(views, same.any(dim=-1))
 
 
-def takes_part(config: ContrastConfig, batch: Batch) -> bool:
+def takes_part(config: NegativesConfig, batch: Batch) -> bool:
     """Whether this worker's views are encoded: always where a collective may wait for them."""
-    if batch.views is None:
+    if batch.views is None and batch.neighbors is None and batch.semantic_views is None:
         return False
     return config.negatives == "all_workers" or batch.num_pairs > 0
 

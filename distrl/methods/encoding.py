@@ -1,4 +1,4 @@
-"""What SASRec, CL4SRec and MCLRec share: the encoder's settings and the next-item term."""
+"""What methods share: the encoder's settings and the next-item term."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
@@ -11,17 +11,45 @@ from torch import Tensor
 
 from distrl.contract import Batch, Catalog, Packed
 from distrl.nn.encoder import SequenceEncoder, stack
+from distrl.nn.gru_encoder import GRUEncoder
 from distrl.ops.losses import next_item_loss
 from distrl.schema import Config
 
 Probability = Annotated[float, Ge(0), Lt(1)]
 
 
-class EncoderConfig(Config):
-    """Sizes of the SASRec encoder; the defaults are the MCLRec authors' for Amazon data."""
+class MethodConfig(Config):
+    """What a run asks of the config of any method."""
+
+    @property
+    def epochs_before_ranking(self) -> int:
+        """Epochs at most in which nothing is trained that could be ranked with."""
+        return 0
+
+    @property
+    def takes_neighbors(self) -> bool:
+        """Whether the method learns from a store's neighbors."""
+        return False
+
+    @property
+    def text_width(self) -> int:
+        """Of the text vectors it takes; 0 where it takes none."""
+        return 0
+
+
+class NextItemConfig(MethodConfig):
+    """What every encoder and its next-item loss have."""
 
     hidden_size: PositiveInt = 64
     """Width D of states and item vectors."""
+    products: Literal["fp32", "bf16"] = "fp32"
+    """Type of the products of states and item vectors in the next-item loss. bf16 costs a gradient
+    some .3 % of its norm and, where the processor multiplies bf16, takes two thirds of the time."""
+
+
+class EncoderConfig(NextItemConfig):
+    """Sizes of the SASRec encoder; the defaults are the MCLRec authors' for Amazon data."""
+
     inner_size: PositiveInt = 256
     """Width of the feed-forward networks."""
     num_layers: PositiveInt = 2
@@ -30,9 +58,6 @@ class EncoderConfig(Config):
     """After the embeddings and in each block; the papers leave it unsaid."""
     attention_dropout: Probability = 0.5
     """On attention probabilities."""
-    products: Literal["fp32", "bf16"] = "fp32"
-    """Type of the products of states and item vectors in the next-item loss. bf16 costs a gradient
-    some .3 % of its norm and, where the processor multiplies bf16, takes two thirds of the time."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "EncoderConfig":
@@ -41,11 +66,6 @@ class EncoderConfig(Config):
                 f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}"
             )
         return self
-
-    @property
-    def epochs_before_ranking(self) -> int:
-        """Epochs at most in which nothing is trained that could be ranked with."""
-        return 0
 
     def build_encoder(self, catalog: Catalog) -> SequenceEncoder:
         """The untrained encoder for one catalog."""
@@ -79,7 +99,10 @@ def target_states(
 
 
 def next_item(
-    encoder: SequenceEncoder, states: Float[Tensor, "T D"], batch: Batch, config: EncoderConfig
+    encoder: SequenceEncoder | GRUEncoder,
+    states: Float[Tensor, "T D"],
+    batch: Batch,
+    config: NextItemConfig,
 ) -> Float[Tensor, ""]:
     """Cross entropy over the whole catalog; row numbers of the table are item ids."""
     return next_item_loss(states, encoder.item_vectors, batch.targets, products=config.products)

@@ -168,6 +168,40 @@ def info_nce(
     return _info_nce(*_similarities(first, second, temperature, alike))
 
 
+def one_way_info_nce(
+    anchor: Float[Tensor, "B D"],
+    positive: Float[Tensor, "B D"],
+    *,
+    temperature: float,
+    alike: Bool[Tensor, "B B"] | None = None,
+) -> Float[Tensor, ""]:
+    """InfoNCE of anchors against positives alone: B - 1 negatives, which are others' positives.
+
+    Source: SRA-CL's inter-user loss as the paper has it (arXiv:2503.04162); its code takes
+        `info_nce`. Similarity is the dot product.
+
+    Args:
+        anchor: Any scale.
+        positive: Row-aligned with `anchor`.
+        temperature: Divides every similarity; positive. The paper has none.
+        alike: See `info_nce`.
+
+    Returns:
+        Mean over the B anchors, in nats; an anchor without negatives adds zero.
+
+    Raises:
+        ValueError: If B is 1.
+    """
+    if len(anchor) < 2:
+        raise ValueError(f"a contrast needs at least 2 sequences, got {len(anchor)}")
+    dtype = torch.promote_types(anchor.dtype, torch.float32)
+    logits_BB = (anchor.to(dtype) @ positive.to(dtype).T) / temperature
+    if alike is not None:
+        others_BB = alike.clone().fill_diagonal_(False)
+        logits_BB = logits_BB.masked_fill(others_BB, float("-inf"))
+    return F.cross_entropy(logits_BB, torch.arange(len(anchor), device=anchor.device))
+
+
 def pair_contrast(
     first: Float[Tensor, "B D"],
     second: Float[Tensor, "B D"],

@@ -6,15 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from distrl.cluster import check_capacity, connect
 from distrl.config import dump_config
-from distrl.contract import Catalog
-from distrl.data.correlation_table import check_substitutes
 from distrl.data.store import check_sizes, manifest_hash, read_manifest
 from distrl.errors import CheckpointError, ConfigError, DistrlError, TrackingError
-from distrl.methods import build
 from distrl.storage import absolute, check_writable, exists, join, read_bytes, write_bytes
 from distrl.study.config import StudyConfig
 from distrl.study.judging import judge_all
@@ -26,6 +21,7 @@ from distrl.tracking import runs
 from distrl.tracking.config import artifact_location, resolve_tracking_uri
 from distrl.tracking.connection import check_reachable
 from distrl.tracking.run_log import RunLog
+from distrl.train.checks import check_run
 from distrl.watch import Say
 
 START_FILE = "study.json"
@@ -121,10 +117,7 @@ def _check(found: Sequence[Trial]) -> dict[str, str]:
         if uri not in manifests:
             manifests[uri] = read_manifest(uri)
             check_sizes(uri, manifests[uri])
-        check_substitutes(run.data, manifests[uri])
-        with torch.device("meta"):
-            method = build(run.method, Catalog(manifests[uri].num_items, run.data.max_len))
-        run.engine.check_parts(method.parts)
+        check_run(run, manifests[uri])
     return {uri: manifest_hash(manifest) for uri, manifest in manifests.items()}
 
 

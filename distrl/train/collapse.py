@@ -45,7 +45,8 @@ class CollapseProbe:
         without views, before any worker has had a pair, and where a view is not finite: the next
         step's loss is not either, and says more.
         """
-        if self._method.num_views == 0:
+        method = self._method
+        if not (method.num_views or method.wants_neighbors or method.wants_semantic_views):
             return {}
         return diagnostics(gather_objects(self._states()))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from distrl.config import RunConfig
-from distrl.data.correlation_table import read_substitutes
+from distrl.data.beside import read_beside
 from distrl.data.evaluation_config import EvaluationConfig
 from distrl.data.samples import BatchMaker, empty_batch
 from distrl.data.store import manifest_hash, read_manifest
@@ -84,7 +84,7 @@ def train_locally(run: RunConfig, folder_uri: str) -> Iterator[Validated]:
     Raises:
         DivergedError: If a loss is not finite.
         CheckpointError: If the folder holds the checkpoints of another run.
-        ConfigError: If views are to substitute and the store has no table for it.
+        ConfigError: If a table beside the store is asked for that is not there.
         SchemaError: If the store is torn.
         StorageError: If the store or the folder cannot be reached.
     """
@@ -100,8 +100,8 @@ def train_locally(run: RunConfig, folder_uri: str) -> Iterator[Validated]:
     if kept.latest is not None:
         with kept.files(kept.latest) as files:
             state.load(files)
-    correlated = read_substitutes(run.data, manifest)
-    maker = BatchMaker.of(run.data, state.method, manifest.num_items, run.seed, correlated)
+    beside = read_beside(run.data, manifest)
+    maker = BatchMaker.of(run.data, state.method, manifest.num_items, run.seed, beside)
     stream = local_batches(
         manifest, run.data, maker, epochs=run.training.epochs, ledger=state.ledger
     )

@@ -1,7 +1,7 @@
 """Views of trained models, laid out in two dimensions. Dimensions: P pairs, D hidden."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,8 +11,8 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from distrl.contract import Batch, Method
+from distrl.data.beside import read_beside
 from distrl.data.config import DataConfig
-from distrl.data.correlation_table import read_substitutes
 from distrl.data.plan import Ledger
 from distrl.data.samples import BatchMaker
 from distrl.data.store import manifest_hash, read_manifest
@@ -127,8 +127,10 @@ def contrasted(model: ShownModel, num_pairs: int, seed: int) -> Batch:
     """
     manifest = read_manifest(model.data.store_uri)
     config = model.data.model_copy(update={"batch_size": num_pairs, "prefetch_batches": 1})
-    correlated = read_substitutes(config, manifest)
-    maker = BatchMaker(config, 2, model.num_items, seed, correlated=correlated)
+    beside = read_beside(config, manifest)
+    maker = BatchMaker.of(config, model.method, model.num_items, seed, beside)
+    # A method that takes one view, or none, is shown with two.
+    maker = replace(maker, num_views=2)
     stream = local_batches(
         manifest, config, maker, epochs=1, ledger=Ledger(manifest_hash(manifest))
     )

@@ -14,7 +14,7 @@ from ray.train import Checkpoint, CheckpointUploadMode, ValidationTaskConfig
 from ray.train.torch import get_device
 
 from distrl.config import RunConfig
-from distrl.data.correlation_table import read_substitutes
+from distrl.data.beside import read_beside
 from distrl.data.samples import BatchMaker, empty_batch
 from distrl.data.stream import batches
 from distrl.engine.collectives import ensure_process_group, gather_objects, rank, world_size
@@ -84,8 +84,8 @@ class _Worker:
         shard = ray.train.get_dataset_shard("train")
         assert shard is not None, "the launcher gives every worker a part of the stream"
         manifest = self.task.manifest
-        correlated = read_substitutes(run.data, manifest)
-        maker = BatchMaker.of(run.data, state.method, manifest.num_items, run.seed, correlated)
+        beside = read_beside(run.data, manifest)
+        maker = BatchMaker.of(run.data, state.method, manifest.num_items, run.seed, beside)
         stream = batches(shard, run.data, maker, batch_size=run.data.batch_size // world_size())
         curves, stop = Curves(), StopSignal()
         consumed = state.ledger.total

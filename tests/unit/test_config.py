@@ -12,8 +12,9 @@ from distrl.promote import PromoteConfig
 from jobs.evaluate import EvaluateConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+OTHER_JOBS = ("prepare", "studies", "describe", "embed", "retrieve")
 RUNS = [CONFIGS / "quickstart.yaml", *sorted(CONFIGS.glob("*/*.yaml"))]
-RUNS = [path for path in RUNS if path.parent.name not in ("prepare", "studies")]
+RUNS = [path for path in RUNS if path.parent.name not in OTHER_JOBS]
 
 
 @pytest.fixture

@@ -1,0 +1,38 @@
+"""What a run asks of its store and its method, refused on the driver before Ray starts."""
+
+import torch
+
+from distrl.config import RunConfig
+from distrl.contract import Catalog
+from distrl.data.beside import check_beside
+from distrl.data.side_tables import SideManifest
+from distrl.errors import ConfigError
+from distrl.methods import build
+from distrl.schema import Manifest
+
+
+def check_run(run: RunConfig, manifest: Manifest) -> SideManifest | None:
+    """Looks at the tables beside the store, and builds the method without memory.
+
+    Returns:
+        The manifest of the table whose windows samples are to bring; None where none are wanted.
+
+    Raises:
+        ConfigError: If the engine knows no such part, a table is missing or not made for what is
+            asked of it, or the method has another text size than the table.
+        SchemaError: If a table is torn or of another store.
+        StorageError: If a place cannot be read.
+    """
+    table = check_beside(run.data, manifest)
+    with torch.device("meta"):
+        method = build(run.method, Catalog(manifest.num_items, run.data.max_len))
+    run.engine.check_parts(method.parts)
+    if table is None or not method.wants_neighbors:
+        return None
+    if run.method.text_width not in (0, table.dimension):
+        raise ConfigError(
+            f"method.text_size={run.method.text_width}, but the texts of neighbors/"
+            f"{run.data.neighbors} have vectors of {table.dimension}; set "
+            f"method.text_size={table.dimension}"
+        )
+    return table
