@@ -1,0 +1,84 @@
+"""What the retrieval of neighbors can be told."""
+
+import math
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
+from pydantic import NonNegativeFloat, PositiveInt, StringConstraints
+
+from distrl.schema import Config
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")]
+
+
+class RetrieveConfig(Config):
+    """Which items and windows of a store are neighbors, and how they are found."""
+
+    store_uri: str
+    """A folder that jobs/prepare.py wrote."""
+    embeddings: Name
+    """The table of vectors, `<store>/embeddings/<this>`."""
+    name: Name | None = None
+    """The table that is made, `<store>/neighbors/<this>`; None: called as its embeddings."""
+    num_neighbors: PositiveInt = 10
+    """Most neighbors of an item or a window."""
+    exclude_same_user: bool = True
+    """Whether windows of the same user are no neighbors, as in SRA-CL's paper; its code leaves out
+    the identical window alone, and so finds prefixes that hold the very target."""
+    held_out: bool = False
+    """Whether inputs of validation and test are among the neighbors, as in SRA-CL's code. Needs
+    embeddings that were made with held_out."""
+    index: Literal["auto", "exact", "ivf", "hnsw"] = "auto"
+    """How neighbors are found; `auto` is exact up to `exact_up_to` vectors and ivf above."""
+    exact_up_to: PositiveInt = 200_000
+    """Vectors; exact search takes time in their square."""
+    num_lists: PositiveInt | None = None
+    """Cells of an ivf index; None: twice the square root of the number of vectors."""
+    num_probes: PositiveInt = 16
+    """Cells of an ivf index that a search looks into."""
+    num_links: Annotated[int, Ge(2)] = 32
+    """Links of a vector in an hnsw index."""
+    ef_construction: PositiveInt = 80
+    """Candidates that are held while a vector is linked into an hnsw index."""
+    ef_search: PositiveInt = 64
+    """Candidates that are held while an hnsw index is searched."""
+    most_more: PositiveInt = 64
+    """An index is asked for twice the neighbors and for as many more as there are windows of the
+    same user. Users with more windows than this are searched for one by one instead, without
+    their own."""
+    recall_sample: PositiveInt = 1000
+    """Queries whose neighbors are also found exactly, to measure the recall of an index."""
+    min_recall: Annotated[NonNegativeFloat, Le(1)] = 0.9
+    """Recall of an index below which the job stops before the search."""
+    num_cpus: PositiveInt | None = None
+    """CPUs in use at a time; None: as many as the cluster has."""
+    cpus_per_task: PositiveInt = 1
+    """CPUs, and compute threads, of each task. An index is built by one task."""
+    queries_per_task: PositiveInt = 32_768
+    """Windows whose neighbors a task finds. Exact search reads all vectors once a task, so fewer
+    cost time and more cost memory: four bytes for each number of their vectors."""
+    block_mb: PositiveInt = 64
+    """Similarities that a task holds at a time, in MB; it needs some three times this."""
+
+    @property
+    def table(self) -> str:
+        """Name of the table that is made."""
+        return self.name or self.embeddings
+
+    def resolved(self, num_vectors: int) -> "RetrieveConfig":
+        """With the method, and the cells of an ivf index, chosen for so many vectors."""
+        method, lists = self.index, self.num_lists
+        if method == "auto":
+            method = "exact" if num_vectors <= self.exact_up_to else "ivf"
+        if lists is None:
+            lists = max(1, round(2 * math.sqrt(num_vectors)))
+        return self.model_copy(update={"index": method, "num_lists": lists})
+
+    @property
+    def knobs(self) -> dict[str, str | int]:
+        """What decides which neighbors are found, once it is resolved."""
+        names = {
+            "ivf": ("num_lists", "num_probes", "most_more"),
+            "hnsw": ("num_links", "ef_construction", "ef_search", "most_more"),
+        }
+        return self.model_dump(include={"index", *names.get(self.index, ())})
