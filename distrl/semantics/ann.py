@@ -80,9 +80,12 @@ def to_bytes(index: Index) -> UInt8[np.ndarray, " bytes"]:
 
 
 def from_bytes(content: UInt8[np.ndarray, " bytes"]) -> Index:
-    """The index whose vectors stay where `content` lies, which must outlive it."""
+    """The index whose vectors stay where `content` lies."""
     reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(content), content.nbytes)
-    return faiss.read_index(reader)
+    index = faiss.read_index(reader)
+    # FAISS would not notice that the memory which it looks at is given back.
+    index.referenced_objects = [content]
+    return index
 
 
 def candidates(

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float16, Int32, Int64
 
 from distrl import storage
+from distrl.data.ragged_columns import to_ragged
 from distrl.data.side_tables import Part, SideManifest, read_part
 from distrl.data.store import verify_shard
-from distrl.data.units import to_ragged
 from distrl.errors import SchemaError
 from distrl.ops.ragged import Ragged
 from distrl.ops.windows import Windows, window_items, windows_of
@@ -150,14 +150,18 @@ def _vectors(
         raise SchemaError(f"{where} has no column vector of {expected}")
     vectors, row = np.empty((file.metadata.num_rows, dimension), np.float16), 0
     for group in range(file.num_row_groups):
-        column = file.read_row_group(group, columns=["vector"]).column("vector")
-        if column.null_count:
-            raise SchemaError(f"{where} has a row without a vector; a missing text is all zeros")
+        try:
+            column = file.read_row_group(group, columns=["vector"]).column("vector")
+        except pa.ArrowInvalid as error:
+            # Arrow cannot read a list of fixed size back that is null.
+            raise SchemaError(
+                f"{where} has a row without a vector; a missing text is all zeros: {error}"
+            ) from error
         for chunk in column.chunks:
             wide = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 narrow = wide.astype(np.float16)
-            _check_range(where, wide, narrow)
+                _check_range(where, wide, narrow)
             vectors[row : row + len(narrow)] = narrow
             row += len(narrow)
     return vectors

@@ -14,49 +14,18 @@ are rounded to float16 first, which moves a cosine by some 2e-5 in 384 dimension
 
 import importlib.util
 import logging
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import accumulate, pairwise
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import ray
-from ray import ObjectRef
-
 from distrl import storage
-from distrl.data.ray_stage import Stage, run_tasks
-from distrl.data.side_tables import (
-    Part,
-    SideManifest,
-    check_part_sizes,
-    clear_table,
-    find_table,
-    write_manifest,
-)
+from distrl.data.side_tables import SideManifest, check_part_sizes, find_table
 from distrl.data.store import check_sizes, manifest_hash, read_manifest
-from distrl.errors import ConfigError, SchemaError, StorageError
+from distrl.errors import ConfigError, SchemaError
 from distrl.schema import Manifest
-from distrl.semantics.neighbor_table import total
 from distrl.semantics.retrieve_config import RetrieveConfig
-from distrl.semantics.retrieve_tasks import (
-    Loaded,
-    Vectors,
-    Written,
-    build_index,
-    load_items,
-    load_windows,
-    measure_recall,
-    nearest_in_piece,
-    sampled,
-    search,
-    write_items,
-    write_windows,
-)
+from distrl.semantics.retrieve_stages import Retrieval, resolved
 
 logger = logging.getLogger(__name__)
-
-Facts = dict[str, float | int | str]
 
 
 def retrieve(
@@ -92,12 +61,12 @@ def retrieve(
         if there is not None:
             say(f"{config.store_uri} already has neighbors/{config.table}: nothing to do")
             return there
-    approximate = [found.index for found in _resolved(config, table).values()] != ["exact"] * 2
+    approximate = [found.index for found in resolved(config, table).values()] != ["exact"] * 2
     if approximate and importlib.util.find_spec("faiss") is None:
         raise ConfigError("index=ivf and hnsw need FAISS: pip install 'distrl[text]'")
     storage.check_writable(config.store_uri)
     connect()
-    return _Retrieval(config, manifest, table, made_with, say).run()
+    return Retrieval(config, manifest, table, made_with, say).run()
 
 
 def _embeddings(config: RetrieveConfig, manifest: Manifest) -> SideManifest:
@@ -131,22 +100,16 @@ def _embeddings(config: RetrieveConfig, manifest: Manifest) -> SideManifest:
     return table
 
 
-def _resolved(config: RetrieveConfig, table: SideManifest) -> dict[str, RetrieveConfig]:
-    """How items and windows are searched; windows that are held out count too."""
-    parts = {"items": table.items, "windows": table.window_parts}
-    return {what: config.resolved(sum(part.rows for part in of)) for what, of in parts.items()}
-
-
 def _made_with(config: RetrieveConfig, table: SideManifest) -> dict[str, Any]:
-    resolved = _resolved(config, table)
+    how = resolved(config, table)
     return {
         "embeddings": config.embeddings,
         "embeddings_hash": table.content_hash,
         "num_neighbors": config.num_neighbors,
         "exclude_same_user": config.exclude_same_user,
         "held_out": config.held_out,
-        "items": resolved["items"].knobs,
-        "windows": resolved["windows"].knobs,
+        "items": how["items"].knobs,
+        "windows": how["windows"].knobs,
     }
 
 
@@ -166,213 +129,3 @@ def _finished(
             )
     check_part_sizes(config.store_uri, config.table, there)
     return there
-
-
-class _Retrieval:
-    """One run: the stages in order, each leaving references to the next."""
-
-    def __init__(
-        self,
-        config: RetrieveConfig,
-        manifest: Manifest,
-        table: SideManifest,
-        made_with: dict[str, Any],
-        say: Callable[[str], None],
-    ) -> None:
-        self._config, self._manifest, self._table = config, manifest, table
-        self._resolved = _resolved(config, table)
-        self._made_with, self._say = made_with, say
-        cpus = config.num_cpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        self._limit = max(1, cpus // config.cpus_per_task)
-        self._facts: Facts = {}
-
-    def run(self) -> SideManifest:
-        """Runs all stages; a table that is there stays until its successor's index is proven."""
-        config, table = self._config, self._table
-        items = self._indexed(self._load_items())
-        content: list[ObjectRef] = []
-        windows = None
-        if table.window_parts:
-            windows, content = self._load_windows()
-            windows = self._indexed(windows)
-        clear_table(config.store_uri, "neighbors", config.table)
-        item_parts = self._write_items(items, self._search(items))
-        written = []
-        if windows is not None:
-            written = self._write_windows(windows, content, self._search(windows))
-        made = SideManifest(
-            kind="neighbors",
-            store_hash=manifest_hash(self._manifest),
-            made_with=self._made_with,
-            windows=table.windows,
-            held_out=config.held_out,
-            max_len=table.max_len,
-            dimension=table.dimension,
-            num_neighbors=config.num_neighbors,
-            items=tuple(item_parts),
-            window_parts=tuple(shard.windows for shard in written),
-            pools=tuple(shard.pool for shard in written),
-            facts=self._facts,
-        )
-        self._prove_reachable(made)
-        write_manifest(config.store_uri, config.table, made)
-        return made
-
-    def _prove_reachable(self, made: SideManifest) -> None:
-        """Raises StorageError where nodes have written to places of their own."""
-        try:
-            check_part_sizes(self._config.store_uri, self._config.table, made)
-        except SchemaError as error:
-            raise StorageError(
-                f"store_uri={self._config.store_uri} must be one place for all nodes: {error}"
-            ) from error
-
-    def _run(
-        self, name: str, launches: Sequence[Callable[[], Any]], rows_of: Callable[[Any], int]
-    ) -> list[tuple[Any, list[ObjectRef]]]:
-        with Stage(name, len(launches), self._say) as stage:
-            return run_tasks(launches, self._limit, stage, rows_of)
-
-    def _task(self, task: Any, *given: object) -> Callable[[], Any]:  # noqa: ANN401
-        """Starts a task of this run's size when called."""
-        return partial(task.options(num_cpus=self._config.cpus_per_task).remote, *given)
-
-    def _load_items(self) -> Vectors:
-        config, table = self._config, self._table
-        ends = list(accumulate(part.rows for part in table.items))
-        launches = [
-            self._task(load_items, config.store_uri, table, part, end - part.rows + 1)
-            for part, end in zip(table.items, ends, strict=True)
-        ]
-        return self._vectors("items", self._run("load items", launches, _size))
-
-    def _load_windows(self) -> tuple[Vectors, list[ObjectRef]]:
-        """The vectors of all shards, and references to what else there is of their windows."""
-        config, table, shards = self._config, self._table, self._manifest.sequences
-        ends = list(accumulate(shard.rows for shard in shards))
-        launches = [
-            self._task(load_windows, config, table, number, shard, end - shard.rows)
-            for number, (shard, end) in enumerate(zip(shards, ends, strict=True))
-        ]
-        loaded = self._run("load windows", launches, _size)
-        return self._vectors("windows", loaded), [references[1] for _, references in loaded]
-
-    def _vectors(self, what: str, loaded: list[tuple[Loaded, list[ObjectRef]]]) -> Vectors:
-        sizes = [summary.size for summary, _ in loaded]
-        self._facts[f"{what}_pooled"] = sum(sizes)
-        self._facts[f"{what}_zero"] = sum(summary.num_zero for summary, _ in loaded)
-        self._facts[f"{what}_sought"] = sum(summary.num_sought for summary, _ in loaded)
-        starts = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
-        pools = tuple(references[0] for _, references in loaded)
-        return Vectors(what, tuple(starts), tuple(sizes), pools)
-
-    def _indexed(self, vectors: Vectors) -> Vectors:
-        """The vectors with an index whose recall is high enough, unless search is exact.
-
-        Raises:
-            ConfigError: If the recall is too low.
-        """
-        what, config = vectors.what, self._resolved[vectors.what]
-        self._facts[f"{what}_index"] = config.index
-        if config.index == "exact" or self._facts[f"{what}_sought"] == 0:
-            return vectors
-        from distrl.semantics.ann import sample_size  # FAISS takes a second to load
-
-        start = time.monotonic()
-        trained_on = self._sample(vectors, sample_size(config))
-        build = self._task(build_index, config, vectors, trained_on)
-        ((num_bytes, (index,)),) = self._run(f"build {what} index", [build], _none)
-        self._facts[f"{what}_index_mb"] = round(num_bytes / 1e6, 1)
-        self._facts[f"{what}_index_s"] = round(time.monotonic() - start, 1)
-        vectors = vectors.with_index(index)
-        self._check_recall(vectors)
-        return vectors
-
-    def _sample(self, vectors: Vectors, wanted: int) -> list[ObjectRef]:
-        """References to queries evenly spread over all, about as many as wanted."""
-        total = sum(vectors.sizes)
-        numbers = np.unique(np.linspace(0, total - 1, min(wanted, total)).astype(np.int64))
-        launches = []
-        for start, size, pool in zip(vectors.starts, vectors.sizes, vectors.pools, strict=True):
-            rows = numbers[(numbers >= start) & (numbers < start + size)] - start
-            launches.append(self._task(sampled, start, pool, rows))
-        found = self._run(f"sample {vectors.what}", launches, int)
-        return [references[0] for _, references in found]
-
-    def _check_recall(self, vectors: Vectors) -> None:
-        """Measures the recall of an index, and raises ConfigError where it is too low."""
-        what, config = vectors.what, self._resolved[vectors.what]
-        sample = self._sample(vectors, config.recall_sample)
-        launches = [
-            self._task(nearest_in_piece, config, sample, start, pool)
-            for start, pool in zip(vectors.starts, vectors.pools, strict=True)
-        ]
-        exact = self._run(f"exact {what} sample", launches, int)
-        pieces = [references[0] for _, references in exact]
-        measure = self._task(measure_recall, config, vectors, sample, pieces)
-        (((count, found), _),) = self._run(f"recall of {what} index", [measure], lambda s: s[0])
-        self._facts[f"{what}_recall_queries"] = count
-        self._facts[f"{what}_recall"] = round(found, 4)
-        if found < config.min_recall:
-            knobs = {"ivf": ("num_probes", "num_lists"), "hnsw": ("ef_search", "num_links")}
-            raised, other = knobs[config.index]
-            raise ConfigError(
-                f"the {config.index} index finds {found:.3f} of the {config.num_neighbors} nearest "
-                f"{what} of {count} queries, min_recall is {config.min_recall}: raise {raised}="
-                f"{getattr(config, raised)} ({other}={getattr(config, other)}), or take index=exact"
-            )
-
-    def _search(self, vectors: Vectors) -> list[list[ObjectRef]]:
-        """For each piece, references to the neighbors of its vectors, in order."""
-        config, most = self._resolved[vectors.what], self._config.queries_per_task
-        start, ranges = time.monotonic(), []
-        for piece, size in enumerate(vectors.sizes):
-            bounds = np.linspace(0, size, -(-size // most) + 1).astype(int).tolist()
-            ranges += [(piece, low, high) for low, high in pairwise(bounds)]
-        launches = [
-            self._task(search, config, vectors, piece, low, high) for piece, low, high in ranges
-        ]
-        finished = self._run(f"search {vectors.what}", launches, lambda s: s.num_queries)
-        found: list[list[ObjectRef]] = [[] for _ in vectors.sizes]
-        for (piece, _, _), (_, references) in zip(ranges, finished, strict=True):
-            found[piece].append(references[0])
-        if config.index != "exact":
-            repeated = sum(summary.num_repeated for summary, _ in finished)
-            self._facts[f"{vectors.what}_searched_again"] = repeated
-        self._facts[f"{vectors.what}_search_s"] = round(time.monotonic() - start, 1)
-        return found
-
-    def _write_items(self, items: Vectors, found: list[list[ObjectRef]]) -> list[Part]:
-        launches = [
-            self._task(write_items, self._config, number, start + 1, of_part)
-            for number, (start, of_part) in enumerate(zip(items.starts, found, strict=True))
-        ]
-        written = self._run("write items", launches, lambda part: part[0].rows)
-        self._facts["items_short"] = sum(num_short for (_, num_short), _ in written)
-        return [part for (part, _), _ in written]
-
-    def _write_windows(
-        self, windows: Vectors, content: list[ObjectRef], found: list[list[ObjectRef]]
-    ) -> list[Written]:
-        config, dimension = self._config, self._table.dimension
-        launches = [
-            self._task(write_windows, config, windows, content, dimension, shard, of_shard)
-            for shard, of_shard in enumerate(found)
-        ]
-        finished = self._run("write windows", launches, lambda made: made.windows.rows)
-        written = [summary for summary, _ in finished]
-        counts = total([shard.counts for shard in written])
-        neighbors = max(counts.neighbors, 1)
-        self._facts["windows_short"] = counts.short
-        self._facts["windows_alone"] = counts.alone
-        self._facts["windows_same_user_share"] = round(counts.same_user / neighbors, 4)
-        self._facts["windows_held_out_share"] = round(counts.held_out / neighbors, 4)
-        return written
-
-
-def _size(loaded: Loaded) -> int:
-    return loaded.size
-
-
-def _none(summary: object) -> int:
-    return 0

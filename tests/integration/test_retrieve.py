@@ -12,6 +12,7 @@ from distrl.data.store import read_manifest
 from distrl.errors import ConfigError, SchemaError
 from distrl.semantics.retrieve import retrieve
 from distrl.semantics.retrieve_config import RetrieveConfig
+from jobs.retrieve import summary
 from tests.embeddings_factory import make_embeddings, windows_of_store
 from tests.store_factory import make_store
 
@@ -209,6 +210,10 @@ def test_an_index_that_looks_everywhere_finds_what_exact_search_finds(
         recall_sample=50,
     )
     check_windows(store, vectors, "every", 5, same_user=False, held_out=False)
+    said = summary(RetrieveConfig(store_uri=store, embeddings="e"), table, 1.25).splitlines()
+    count = table.facts["windows_recall_queries"]
+    assert f"recall 1.0 on {count} queries" in next(x for x in said if x.startswith("windows"))
+    assert said[-1] == "time              1.2 s"
     for what in ("items", "windows"):
         assert table.facts[f"{what}_recall"] == 1
         assert 0 < table.facts[f"{what}_recall_queries"] <= 50
