@@ -114,6 +114,9 @@ def parity(stage):
         model = {"steps_per_batch": steps}
         yield f"mclrec-{steps}", against_torch("mclrec", lopsided, model=model, **sgd)
     yield "second-order", against_torch("mclrec", lopsided, **meta, **sgd)
+    for base in ("mclrec", "gru4rec"):
+        model = {"base": base, "inter_weight": 0.4, "intra_weight": 0.4}
+        yield f"sracl-{base}", against_torch("sracl", lopsided, model=model, **sgd)
     yield "tiny", against_torch("tiny", lopsided, **sgd)
     yield "dropout", against_torch("tiny", batches_of, **drop, **sgd)
     yield "clipped", against_torch("mclrec", batches_of, **clip, **sgd)
@@ -148,6 +151,8 @@ def all_workers(stage):
     joint = {"steps_per_batch": "joint", "negatives": "all_workers"}
     yield "mclrec-joint", union(stage, "mclrec", model_weight=0.3, **joint)
     yield "cl4srec", union(stage, "cl4srec", data_weight=0.3, **shared)
+    weights = {"inter_weight": 0.3, "intra_weight": 0.3, "synthesizer": "gatv2"}
+    yield "sracl", union(stage, "sracl", base="sasrec", **weights, **shared)
 
 
 def moved_parts(stage):

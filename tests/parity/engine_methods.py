@@ -3,18 +3,25 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 
 from distrl.contract import Batch, Catalog, Losses, Method, Packed, Phase, Term
+from distrl.data.found import Found
+from distrl.data.neighbor_batch import neighbors_of
 from distrl.methods import build, parse_method
 from distrl.ops.losses import next_item_loss
+from distrl.ops.packing import pack
+from distrl.ops.ragged import Ragged
 from tests.packed import batch_of
 
 NUM_ITEMS, MAX_LEN = 12, 6
 POISON = 11
 """An item whose loss Tiny makes infinite, and POISON + 1 one whose gradient it makes NaN."""
 SIZES = {"hidden_size": 8, "inner_size": 16, "num_heads": 2}
+STILL = {"dropout": 0.0, "attention_dropout": 0.0, **SIZES}
+TEXT_SIZE = 3
 CPU = torch.device("cpu")
 
 
@@ -83,9 +90,14 @@ def make(name, **settings):
     torch.manual_seed(3)
     if name == "tiny":
         return Tiny(**settings)
-    config = parse_method(
-        {"name": name, "dropout": 0.0, "attention_dropout": 0.0, **SIZES, **settings}
-    )
+    recurrent = {"dropout": 0.0, "hidden_size": 8, "inner_size": 16}
+    still = recurrent if settings.get("base") == "gru4rec" else STILL
+    if name == "sracl":
+        base = {"name": settings.pop("base"), **still, **settings.pop("of_base", {})}
+        given = {"base": base, "text_size": TEXT_SIZE, "synthesizer_dropout": 0.0, **settings}
+    else:
+        given = {**STILL, **settings}
+    config = parse_method({"name": name, **given})
     method = build(config, Catalog(NUM_ITEMS, MAX_LEN))
     for parameter in method.parameters():
         if parameter.dim() > 1:
@@ -111,14 +123,57 @@ def cut(step, start, end):
     views = (first[start:end], second[start:end])
     batch = batch_of(sequences[start:end], targets[start:end], views, MAX_LEN)
     numbers = torch.arange(start, end) // 3  # three prefixes a sample, over the border of ranks too
-    return replace(batch, pair_sample=numbers, pair_target=batch.targets)
+    batch = replace(batch, pair_sample=numbers, pair_target=batch.targets)
+    return replace(batch, **like(step, sequences[start:end], start))
+
+
+def like(step, sequences, start):
+    """Neighbors and semantic views of some prefixes, the same for each wherever it is."""
+    found = [neighborhood(step, start + number) for number in range(len(sequences))]
+    flat = [entry for _, entries in found for entry in entries]
+    neighbors = neighbors_of(
+        Found(
+            halves([text for text, _ in found]),
+            np.array([len(entries) for _, entries in found], dtype=np.int64),
+            np.array([window for window, _, _ in flat], dtype=np.int64),
+            np.array([window for window, _, _ in flat], dtype=np.int64),
+            np.array([len(items) for _, items, _ in flat], dtype=np.int64),
+            Ragged.of([items for _, items, _ in flat]),
+            halves([text for _, _, text in flat]),
+        ),
+        Ragged.of(sequences),
+        most=2,
+        row_length=MAX_LEN,
+    )
+    turned = ([[1 + (i + by) % (POISON - 1) for i in row] for row in sequences] for by in (1, 4))
+    first, second = (pack(Ragged.of(rows), MAX_LEN)[0] for rows in turned)
+    return {"neighbors": neighbors, "semantic_views": (first, second)}
+
+
+def halves(rows):
+    return np.array(rows, dtype=np.float16).reshape(-1, TEXT_SIZE)
+
+
+def neighborhood(step, number):
+    """Text of a prefix, and (window, items, text) of its neighbors; the third prefix has none."""
+    rng = np.random.default_rng(1000 * step + number)
+    entries = [
+        (
+            2 * number + k,
+            rng.integers(1, POISON, rng.integers(1, MAX_LEN + 1)).tolist(),
+            rng.random(3),
+        )
+        for k in range(0 if number == 2 else 2)
+    ]
+    return rng.random(3), entries
 
 
 def empty():
     none = torch.zeros(0, dtype=torch.int64)
     blank = torch.zeros((1, MAX_LEN), dtype=torch.int64)
     packed = Packed(blank, torch.full_like(blank, -1), blank, none)
-    return Batch(packed, none, none, (packed, packed), none, none)
+    batch = Batch(packed, none, none, (packed, packed), none, none)
+    return replace(batch, **like(0, [], 0))
 
 
 def batches_of(step, world):
