@@ -8,12 +8,10 @@ and not two hundred times. A retry waits by itself; a 429 holds all requests.
 
 import asyncio
 import random
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from distrl.errors import ConfigError, StorageError
+from distrl.semantics.asked import Asked
 from distrl.semantics.describe_config import DescribeConfig
 from distrl.semantics.endpoint import Answer, Endpoint, Unanswered
 from distrl.semantics.pace import Estimate, Pace, Purse
@@ -22,34 +20,6 @@ from distrl.semantics.replies import Replies, Reply
 
 COMMIT_S = 0.8
 _QUIET_S = 5.0
-
-
-@dataclass
-class Asked:
-    """What a run has done so far."""
-
-    total: int
-    """Prompts that there are, if that is known."""
-    prompts: int = 0
-    """Prompts looked at."""
-    from_cache: int = 0
-    """Prompts that needed nothing: their replies were kept before this run."""
-    repeated: int = 0
-    """Prompts equal to one before them in this run."""
-    asked: int = 0
-    """Replies to prompts that were asked for the first time."""
-    reasked: int = 0
-    """Replies to prompts that were asked again for a malformed one."""
-    unanswered: int = 0
-    """Prompts without a reply after all retries, or refused."""
-    retries: int = 0
-    """Requests that were sent again because none was answered."""
-    failures: Counter[str] = field(default_factory=Counter)
-    """Requests without a reply, by what went wrong."""
-    last_failure: str = ""
-    tokens_in: int = 0
-    tokens_out: int = 0
-    cost: float = 0.0
 
 
 def missing_attempt(prompt: Prompt, config: DescribeConfig, replies: Replies) -> int | None:
@@ -109,7 +79,6 @@ class _Asking:
         self._pending: set[str] = set()
         self._in_flight = self._failed_in_a_row = 0
         self._opened = self._spent = False
-        self._start = time.monotonic()
 
     async def run(self) -> Asked:
         """Asks; what came is not flushed yet."""
@@ -122,7 +91,7 @@ class _Asking:
             Pace(config.tokens_per_minute),
         )
         self._estimate = Estimate()
-        self._purse = Purse(self._config.budget, self._config.prices)
+        self._purse = Purse(self._config.budget, self._config.prices, self._asked)
         try:
             async with asyncio.TaskGroup() as group:
                 busy = [group.create_task(self._work()) for _ in range(config.concurrency)]
@@ -136,10 +105,10 @@ class _Asking:
             raise errors.exceptions[0] from None
         finally:
             await self._endpoint.close()
-            self._say(self._line())
+            self._say(self._asked.line(self._in_flight))
         if self._spent:
             raise ConfigError(self._budget_line())
-        return self._counted()
+        return self._asked
 
     async def _feed(self) -> None:
         """Puts what must be asked into the queue, and an end for every worker."""
@@ -274,32 +243,10 @@ class _Asking:
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(_QUIET_S)
-            self._say(self._line())
-
-    def _counted(self) -> Asked:
-        asked, purse = self._asked, self._purse
-        asked.tokens_in, asked.tokens_out, asked.cost = (
-            purse.tokens_in,
-            purse.tokens_out,
-            purse.cost,
-        )
-        return asked
-
-    def _line(self) -> str:
-        asked, purse, elapsed = self._asked, self._purse, time.monotonic() - self._start
-        came = asked.asked + asked.reasked
-        left_s = elapsed * (asked.total - asked.prompts) / max(asked.prompts, 1)
-        failed = sum(asked.failures.values())
-        return (
-            f"ask  {asked.prompts:,}/{asked.total:,} prompts  {came:,} replies  "
-            f"{came / max(elapsed, 1e-9):,.1f}/s  {self._in_flight} in flight  "
-            f"{purse.tokens_in:,} + {purse.tokens_out:,} tokens  cost {purse.cost:,.4f}"
-            + (f"  {failed:,} failed, last: {asked.last_failure}" if failed else "")
-            + f"  {elapsed:,.0f} s, ETA {left_s:,.0f} s"
-        )
+            self._say(self._asked.line(self._in_flight))
 
     def _budget_line(self) -> str:
-        budget, purse = self._config.budget, self._purse
+        budget, asked = self._config.budget, self._asked
         limits = [
             f"budget.{name}={value:g}"
             for name, value in (("max_cost", budget.max_cost), ("max_tokens", budget.max_tokens))
@@ -307,13 +254,12 @@ class _Asking:
         ]
         return (
             f"{' and '.join(limits)} leave no room for another request: this run used "
-            f"{purse.tokens_in:,} + {purse.tokens_out:,} tokens, cost {purse.cost:,.4f}; "
+            f"{asked.tokens_in:,} + {asked.tokens_out:,} tokens, cost {asked.cost:,.4f}; "
             f"{self._kept()} with as much again, or raise the budget"
         )
 
     def _kept(self) -> str:
-        came = self._asked.asked + self._asked.reasked
         return (
-            f"{came:,} replies of this run are kept in {self._replies.uri}: the same command goes "
-            "on from there"
+            f"{self._asked.came:,} replies of this run are kept in {self._replies.uri}: the same "
+            "command goes on from there"
         )

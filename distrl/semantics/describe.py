@@ -27,7 +27,8 @@ from distrl.data.store import check_sizes, manifest_hash, read_manifest
 from distrl.errors import ConfigError
 from distrl.ops.windows import Windows, window_items, windows_of
 from distrl.schema import Manifest
-from distrl.semantics.asking import Asked, ask_all
+from distrl.semantics.asked import Asked
+from distrl.semantics.asking import ask_all
 from distrl.semantics.describe_config import DescribeConfig
 from distrl.semantics.endpoint import api_key
 from distrl.semantics.examples import find_examples, no_examples, read_histories
@@ -158,9 +159,7 @@ class _Description:
         self._config, self._manifest, self._texts = config, manifest, texts
         self._made_with, self._connect, self._say = made_with, connect, say
         self._replies = Replies(config.kept_uri)
-        self._counts = dict.fromkeys(
-            ("items_reply", "items_raw", "windows_reply", "windows_raw"), 0
-        )
+        self._counts = {"items_reply": 0, "items_raw": 0, "windows_reply": 0, "windows_raw": 0}
 
     def run(self, key: str) -> Described:
         """A table that is there stays until the last reply for its successor has come."""

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 from distrl.errors import ConfigError
 from distrl.semantics.describe_config import EndpointConfig
+from distrl.semantics.item_replies import stored
 from distrl.semantics.prompts import Request
 
 _AGAIN = (408, 409, 429)
+_TOO_MANY = 1 << 31
 _SHOWN = 200
 """Characters of a server's own words that are passed on."""
 
@@ -148,11 +150,13 @@ def _read(content: bytes) -> Answer:
         if not isinstance(text, str):
             raise TypeError
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         what = f"{len(content)} bytes that are no chat completion" if content else "an empty body"
         raise Unanswered("no completion", f"200 with {what}", again=True) from None
-    tokens_in, tokens_out = (count if isinstance(count, int) else None for count in counts)
-    return Answer(text, tokens_in, tokens_out)
+    tokens_in, tokens_out = (
+        count if isinstance(count, int) and 0 <= count < _TOO_MANY else None for count in counts
+    )
+    return Answer(stored(text), tokens_in, tokens_out)
 
 
 def _retry_after_s(headers: Any) -> float | None:  # noqa: ANN401

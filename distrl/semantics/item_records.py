@@ -18,6 +18,7 @@ from distrl.data.store import read_item_ids
 from distrl.errors import SchemaError
 from distrl.schema import Manifest
 from distrl.semantics.describe_config import ItemTextsConfig
+from distrl.semantics.item_replies import stored
 
 MISSING = "missing"
 """What a field is shown as that an item does not have."""
@@ -103,7 +104,7 @@ def rendered(value: Any, max_chars: int) -> str:  # noqa: ANN401
     elif isinstance(value, dict):
         value = ", ".join(f"{name} {rendered(part, max_chars)}" for name, part in value.items())
     # NaN is how data frames write what is not there.
-    text = "" if value is None or value != value else " ".join(str(value).split())
+    text = "" if value is None or value != value else " ".join(stored(str(value)).split())
     return text[:max_chars] or MISSING
 
 
@@ -124,7 +125,7 @@ def _texts_of(
 def _record(config: ItemTextsConfig, number: int, line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError:  # also bytes that are no UTF-8
+    except (ValueError, RecursionError):  # also bytes that are no UTF-8
         record = None
     own = record.get(config.id) if isinstance(record, dict) else None
     if record is None or not isinstance(own, str | int) or isinstance(own, bool):

@@ -17,11 +17,14 @@ def item_text(reply: str, keys: Sequence[str]) -> str | None:
     Source: SRA-CL's code embeds the raw reply with its braces and key names; the paper speaks of
         the summary. Here it is both fields joined.
     """
-    for values in (_as_json(reply), _by_names(reply, keys)):
+    try:
+        values = _as_json(reply)
+        if not all(_plain(key) in values for key in keys):
+            values = _by_names(reply, keys)
         texts = [_flat(values.get(_plain(key))) for key in keys]
-        if all(texts):
-            return " ".join(texts)
-    return None
+    except RecursionError:  # brackets within brackets, thousands deep
+        return None
+    return " ".join(texts) if all(texts) else None
 
 
 def _as_json(reply: str) -> dict[str, object]:
@@ -29,11 +32,11 @@ def _as_json(reply: str) -> dict[str, object]:
     start = reply.find("{")
     if start < 0:
         return {}
-    body = re.sub(r",(\s*[}\]])", r"\1", reply[start:])
-    body = re.sub(r"\s*(```\s*)?$", "", body)
-    for closing in _CLOSING:
+    body = reply[start:].rstrip().removesuffix("```").rstrip()
+    mended = re.sub(r",(\s*[}\]])", r"\1", body).rstrip(",")
+    for text in (body, *(mended + closing for closing in _CLOSING)):
         try:
-            found, _ = json.JSONDecoder(strict=False).raw_decode(body.rstrip(",") + closing)
+            found, _ = json.JSONDecoder(strict=False).raw_decode(text)
         except ValueError:
             continue
         return {_plain(name): value for name, value in found.items()}
@@ -42,20 +45,16 @@ def _as_json(reply: str) -> dict[str, object]:
 
 def _by_names(reply: str, keys: Sequence[str]) -> dict[str, object]:
     """What stands behind each key up to the next, stripped of quotes, commas and braces."""
-    patterns = [re.sub(r"[\s_]+", r"[\\s_]+", _plain(key)) for key in keys]
-    spots = [
-        re.search(rf"[\"'*]{pattern}[\"'*]+\s*:", reply, re.IGNORECASE) for pattern in patterns
-    ]
-    found = sorted(
-        (spot.start(), spot.end(), _plain(key))
-        for spot, key in zip(spots, keys, strict=True)
-        if spot is not None
-    )
-    ends = [start for start, _, _ in found[1:]] + [len(reply)]
-    return {
-        key: _value(reply[behind:end])
-        for (_, behind, key), end in zip(found, ends, strict=True)
-    }  # fmt: skip
+    found = []
+    for key in map(_plain, keys):
+        words = r"[\s_]+".join(map(re.escape, key.split()))
+        name = rf"(?:^|[\n{{,\"'*#])\s*[\"'*]*{words}[\"'*]*\s*:"
+        spot = re.search(name, reply, re.IGNORECASE)
+        if spot is not None:
+            found.append((spot.start(), spot.end(), key))
+    found.sort()
+    ends = [*(start for start, _, _ in found[1:]), len(reply)]
+    return {key: _value(reply[behind : ends[i]]) for i, (_, behind, key) in enumerate(found)}
 
 
 def _value(text: str) -> str:
@@ -75,7 +74,13 @@ def _flat(value: object) -> str:
         return " ".join(filter(None, map(_flat, value)))
     if isinstance(value, dict):
         return " ".join(filter(None, map(_flat, value.values())))
-    return "" if value is None else " ".join(str(value).split())
+    # A lone half of a surrogate pair, as "\\ud83d" in cut JSON, is no text that can be stored.
+    return "" if value is None else " ".join(stored(str(value)).split())
+
+
+def stored(text: str) -> str:
+    """Text as UTF-8 can hold it."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _plain(key: object) -> str:

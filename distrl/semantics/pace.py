@@ -2,6 +2,7 @@
 
 import asyncio
 
+from distrl.semantics.asked import Asked
 from distrl.semantics.describe_config import BudgetConfig, PricesConfig
 
 _BYTES_PER_TOKEN = 3.0
@@ -52,16 +53,10 @@ class Estimate:
 class Purse:
     """What a run has spent, and what requests in flight may still cost."""
 
-    def __init__(self, budget: BudgetConfig, prices: PricesConfig) -> None:
-        self._budget, self._prices = budget, prices
+    def __init__(self, budget: BudgetConfig, prices: PricesConfig, asked: Asked) -> None:
+        self._budget, self._prices, self._asked = budget, prices, asked
         self._held_in = self._held_out = 0
         self._settled = asyncio.Condition()
-        self.tokens_in = self.tokens_out = 0
-
-    @property
-    def cost(self) -> float:
-        """Of all replies that came, in the currency of the prices."""
-        return self._prices.cost(self.tokens_in, self.tokens_out)
 
     async def hold(self, tokens_in: int, tokens_out: int) -> bool:
         """Sets the most that a request can cost aside; False if the budget has not as much left.
@@ -82,13 +77,12 @@ class Purse:
         async with self._settled:
             self._held_in -= held[0]
             self._held_out -= held[1]
-            self.tokens_in += spent[0]
-            self.tokens_out += spent[1]
+            self._asked.spend(*spent, self._prices)
             self._settled.notify_all()
 
     def _fits(self, tokens_in: int, tokens_out: int) -> bool:
-        tokens_in += self.tokens_in + self._held_in
-        tokens_out += self.tokens_out + self._held_out
+        tokens_in += self._asked.tokens_in + self._held_in
+        tokens_out += self._asked.tokens_out + self._held_out
         budget = self._budget
         if budget.max_tokens is not None and tokens_in + tokens_out > budget.max_tokens:
             return False

@@ -195,6 +195,7 @@ class Replies:
         self._keys = np.insert(self._keys, spots, keys[order])
         self._malformed = np.insert(self._malformed, spots, flags)
         self._file, self._row = np.insert(self._file, spots, -1), np.insert(self._row, spots, -1)
+        self._used = np.insert(self._used, spots, False)
         self._new = {}
 
     def _merge(self) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 from distrl import storage
 from distrl.errors import ConfigError
-from distrl.semantics.asking import COMMIT_S, Asked, missing_attempt
+from distrl.semantics.asked import Asked
+from distrl.semantics.asking import COMMIT_S, missing_attempt
 from distrl.semantics.describe_config import DescribeConfig, GenerationConfig
 from distrl.semantics.item_replies import item_text
 from distrl.semantics.prompts import Prompt, Request, request_of
@@ -24,7 +25,6 @@ from distrl.semantics.replies import Replies, Reply
 
 FOLDER = "asking"
 _LINES_PER_FILE = 16_384
-_QUIET_S = 5.0
 
 
 def check_vllm() -> None:
@@ -74,7 +74,6 @@ def generate_all(
     finally:
         replies.flush()
         storage.delete(place)
-    asked.cost = config.prices.cost(asked.tokens_in, asked.tokens_out)
     return asked
 
 
@@ -123,8 +122,7 @@ def _take(
         asked.last_failure = str(row.get("__inference_error__"))[:200]
         return
     replies.add(reply)
-    asked.tokens_in += reply.tokens_in
-    asked.tokens_out += reply.tokens_out
+    asked.spend(reply.tokens_in, reply.tokens_out, config.prices)
     if attempt:
         asked.reasked += 1
     else:
