@@ -22,6 +22,7 @@ SCRIPTS = (
     "gpu_step",
     "data_path",
     "evaluation",
+    "retrieve",
     "authors_recipe",
     "prepare_engines",
 )

@@ -1,0 +1,137 @@
+"""How fast are neighbors found among a million vectors, and how many of them does an index find?
+
+    python -m benchmarks.retrieve
+
+What a task of jobs/retrieve.py runs, without Ray: `distrl.semantics.nearest` over all vectors, and
+an IVF index of `distrl.semantics.ann` with the neighbors ranked exactly afterwards. Only a sample
+of the vectors is searched for; the time for all is the sample's, extrapolated, as each query costs
+the same. Vectors are generated in clusters with random spread. One thread. Peak memory is the
+process's own, reset before each step; its start includes the vectors.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from benchmarks.record import Record, Table, arguments
+from distrl.semantics.ann import build, candidates, from_bytes, sample_size, to_bytes
+from distrl.semantics.nearest import Pool, Queries, among, directions_of, nearest, recall
+from distrl.semantics.retrieve_config import RetrieveConfig
+
+NUM_VECTORS, QUICK_VECTORS, DIMENSION = 1_000_000, 20_000, 384
+VECTORS_A_CLUSTER, LATENT, SPREAD = 50, 32, 1.0
+"""Clusters lie in fewer dimensions than the vectors have, as texts' vectors do, and overlap: the
+spread is as wide as that of the centers."""
+NEIGHBORS, QUERIES, PROBES = 10, 1000, (4, 16, 64)
+PIECES, BLOCK_BYTES = 8, 64 << 20
+
+T = TypeVar("T")
+
+
+def generate(count: int) -> Pool:
+    """Vectors around cluster centers, each of a group of its own."""
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((LATENT, DIMENSION), dtype=np.float32)
+    centers = rng.standard_normal((max(count // VECTORS_A_CLUSTER, 1), LATENT), dtype=np.float32)
+    vectors = np.empty((count, DIMENSION), np.float16)
+    for low in range(0, count, 1 << 15):
+        here = vectors[low : low + (1 << 15)]
+        which = rng.integers(0, len(centers), len(here))
+        latent = centers[which] + SPREAD * rng.standard_normal(
+            (len(here), LATENT), dtype=np.float32
+        )
+        noise = rng.standard_normal((len(here), DIMENSION), dtype=np.float32)
+        here[:] = (latent @ base + noise) / (LATENT * DIMENSION) ** 0.5
+    return Pool(vectors, np.arange(count), np.ones(count, bool))
+
+
+def measured(step: Callable[[], T]) -> tuple[T, float, float]:
+    """What a step gives, its seconds, and the process's peak memory in GB meanwhile."""
+    Path("/proc/self/clear_refs").write_text("5")
+    start = time.perf_counter()
+    found = step()
+    took_s = time.perf_counter() - start
+    status = Path("/proc/self/status").read_text()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return found, took_s, int(peak.split()[1]) * 1024 / 1e9
+
+
+def main() -> int:
+    """Measures, prints, writes."""
+    args = arguments(__doc__).parse_args()
+    record = Record("retrieve", args)
+    with threadpool_limits(1):
+        measure(record, QUICK_VECTORS if args.quick else NUM_VECTORS)
+    record.write()
+    return 0
+
+
+def measure(record: Record, count: int) -> None:
+    """All steps over so many vectors."""
+    pool, took_s, peak_gb = measured(lambda: generate(count))
+    record.note(
+        f"{count:,} generated vectors of {DIMENSION} float16, {pool.vectors.nbytes / 1e9:.2f} GB, "
+        f"in clusters of about {VECTORS_A_CLUSTER}; {NEIGHBORS} neighbors; one thread."
+    )
+    bounds = np.linspace(0, count, PIECES + 1).astype(int).tolist()
+    pieces = [(low, Pool(*(part[low:high] for part in pool))) for low, high in pairwise(bounds)]
+    spread = np.linspace(0, count - 1, QUERIES).astype(int)
+    queries = Queries.of(pool, 0, spread)
+    rows = [("generate", took_s, "", "", "", peak_gb)]
+
+    def add(step: str, took_s: float, peak_gb: float, found: float | None) -> None:
+        hours = took_s / QUERIES * count / 3600
+        found_share = "" if found is None else f"{found:.4f}"
+        rows.append((step, took_s, QUERIES / took_s, hours, found_share, peak_gb))
+        record.figures[step] = {
+            "sample_s": took_s,
+            "queries_per_s": QUERIES / took_s,
+            "all_hours_extrapolated": hours,
+            "recall_at_10": found,
+            "peak_gb": peak_gb,
+        }
+
+    exact, took_s, peak_gb = measured(lambda: nearest(queries, pieces, NEIGHBORS, BLOCK_BYTES))
+    add("exact", took_s, peak_gb, None)
+    config = RetrieveConfig(store_uri="-", embeddings="-", index="ivf").resolved(count)
+    trained_on = np.linspace(0, count - 1, min(sample_size(config), count)).astype(int)
+    index, took_s, peak_gb = measured(
+        lambda: build(pieces, directions_of(pool.vectors[trained_on]), config)
+    )
+    rows.append((f"ivf of {config.num_lists} cells, build", took_s, "", "", "", peak_gb))
+    record.figures["build"] = {
+        "num_lists": config.num_lists,
+        "trained_on": len(trained_on),
+        "build_s": took_s,
+        "peak_gb": peak_gb,
+    }
+    content = to_bytes(index)
+    del index
+    opened = from_bytes(content)
+    record.figures["build"]["index_gb"] = content.nbytes / 1e9
+    for probes in PROBES:
+        probed = config.model_copy(update={"num_probes": probes})
+        found, took_s, peak_gb = measured(
+            lambda probed=probed: among(
+                queries, candidates(opened, queries, probed), pieces, NEIGHBORS
+            )
+        )
+        add(f"ivf, {probes} probes", took_s, peak_gb, recall(found, exact))
+    header = ("step", "seconds", "queries/s", "hours for all", "recall@10", "peak GB")
+    record.table(Table(f"Neighbors of {QUERIES:,} of {count:,} vectors", header, rows))
+    record.note(
+        f"Searched: {QUERIES:,} queries spread over all. Hours for all vectors are extrapolated, "
+        "not measured; exact search reads all vectors once a task, which a task's 32,768 queries "
+        f"share and not {QUERIES:,} as here, so it is faster than that. The index takes "
+        f"{content.nbytes / 1e9:.2f} GB as a file, which is read where it lies."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
