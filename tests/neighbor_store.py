@@ -53,19 +53,19 @@ def neighbor_store(
         for user, n in enumerate(lengths)
         for length in windows_of(np.array([n]), windows).length.tolist()
     ]
-    chosen = {}
+    chosen, number = {}, {window: n for n, window in enumerate(everything)}
     for own in everything:
-        others = [window for window in everything if window[0] != own[0]]
         count = int(rng.integers(0, k + 1))
-        picked = rng.permutation(len(others))[:count]
-        chosen[own] = [others[i] for i in picked]
+        drawn = [everything[i] for i in rng.integers(0, len(everything), 20 * k)]
+        others = list(dict.fromkeys(window for window in drawn if window[0] != own[0]))
+        chosen[own] = others[:count]
     parts, pools, shape = [], [], (max_len, windows, dimension)
     for shard in range(num_shards):
         users = list(range(shard, len(lengths), num_shards))
         groups = []
         for start in range(0, len(users), row_group_rows):
             here = users[start : start + row_group_rows]
-            groups.append(_group(here, start, sequences, chosen, everything, shape))
+            groups.append(_group(here, start, sequences, chosen, number, shape))
         for folder_name, which, kept in (("windows", 0, parts), ("pool", 1, pools)):
             path = part_path("neighbors", "near", folder_name, shard)
             tables = [group[which] for group in groups]
@@ -108,7 +108,7 @@ def _items(uri, num_items, k):
     return write_part(uri, part_path("neighbors", "near", "items", 0), [table], table.schema)
 
 
-def _group(here, start, sequences, chosen, everything, shape):
+def _group(here, start, sequences, chosen, number, shape):
     max_len, which, dimension = shape
     own = windows_of(np.array([len(sequences[u]) for u in here]), which)
     asked = [(here[row], length) for row, length in zip(own.row, own.length.tolist(), strict=True)]
@@ -138,7 +138,7 @@ def _group(here, start, sequences, chosen, everything, shape):
     ]
     found = pa.table(
         {
-            "window": pa.array([everything.index(w) for w in pool], pa.int64()),
+            "window": pa.array([number[w] for w in pool], pa.int64()),
             "user": pa.array([user for user, _ in pool], pa.int64()),
             "length": pa.array([length for _, length in pool], pa.int32()),
             "items": pa.array(shown, pa.list_(pa.int32())),

@@ -4,6 +4,7 @@ MLflow retries a dead server for about four minutes and prints as it goes. Nothi
 patient, and nothing here shows the credentials of a URI.
 """
 
+import fcntl
 import logging
 import os
 import re
@@ -130,8 +131,19 @@ def check_reachable(uri: str) -> None:
             f"MLflow at {masked(uri)} cannot be reached: {failure[0]}; "
             "start it, or set tracking.uri to one that runs"
         )
-    with speaking_to(uri, "list experiments") as mlflow:
+    with _alone(uri), speaking_to(uri, "list experiments") as mlflow:
         mlflow.search_experiments(max_results=1)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One process at a time: two that make the tables of a new SQLite file break each other's."""
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    with Path(uri.removeprefix(SQLITE) + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _probe(uri: str) -> None:

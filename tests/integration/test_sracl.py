@@ -1,0 +1,117 @@
+"""SRA-CL under Ray: neighbors joined by readers, a worker killed, and tables that do not fit."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from distrl.data.plan import Ledger
+from distrl.data.store import manifest_hash
+from tests.integration.servers import (
+    REPOSITORY,
+    job_environment,
+    run_job,
+    small_run,
+    write_config,
+)
+from tests.integration.test_laclrec import kill_a_worker_after, metrics
+from tests.neighbor_store import neighbor_store
+
+pytestmark = pytest.mark.slow
+
+EPOCHS, NUM_USERS, K, MAX_LEN, TEXT = 3, 1500, 4, 8, 16
+
+
+@pytest.fixture(scope="module")
+def near(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sracl")
+    lengths = [4 + user % 8 for user in range(NUM_USERS)]
+    manifest, _, _ = neighbor_store(
+        folder / "store",
+        lengths,
+        k=K,
+        max_len=MAX_LEN,
+        dimension=TEXT,
+        num_shards=4,
+        row_group_rows=64,
+    )
+    return folder, manifest
+
+
+def settings(folder, name, base):
+    run = small_run(name, str(folder / "store"), str(folder / "runs"), "")
+    run["tracking"] = {}
+    run["evaluation"] = {"num_workers": 0, "cpus_per_worker": 0.5}
+    run["workers"]["max_failures"] = 2
+    run["training"] |= {"epochs": EPOCHS, "checkpoint_every_steps": 10, "patience": None}
+    run["data"] |= {
+        "neighbors": "near",
+        "num_neighbors": K,
+        "max_len": MAX_LEN,
+        "contrasted_prefixes": 2,
+    }
+    sizes = {"hidden_size": 16, "inner_size": 16, "dropout": 0.1}
+    run["method"] = {"name": "sracl", "text_size": TEXT, "base": {"name": base, **sizes}}
+    return run
+
+
+def test_a_killed_worker_costs_nothing_and_neighbors_come_back_with_the_rows(near):
+    folder, manifest = near
+    run, run_folder, log = (
+        settings(folder, "near", "mclrec"),
+        folder / "runs" / "near",
+        folder / "log",
+    )
+    run["method"]["base"] |= {"model_weight": 0.1, "steps_per_batch": 3}
+    process = subprocess.Popen(
+        [sys.executable, "jobs/train_sracl.py", write_config(run)],
+        cwd=REPOSITORY,
+        env=job_environment(),
+        stdout=log.open("a"),
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        kill_a_worker_after(0.3, run_folder, process, log)
+        assert process.wait(timeout=400) == 0, log.read_text()[-3000:]
+    finally:
+        process.kill()
+
+    snapshot = json.loads((run_folder / "checkpoint_manager_snapshot.json").read_text())
+    last = run_folder / snapshot["latest_checkpoint_result"]["checkpoint_dir_name"]
+    ledger = Ledger.from_json((last / "ledger.json").read_text(), manifest_hash(manifest))
+    for epoch in range(EPOCHS):
+        for number, shard in enumerate(manifest.sequences):
+            assert ledger.consumed_count(epoch, number) == shard.trainable_rows
+
+    with sqlite3.connect(folder / "runs" / "mlflow.db") as database:
+        runs = database.execute("select run_uuid, status from runs").fetchall()
+    ((run_id, status),) = runs
+    assert status == "FINISHED"
+    found = metrics(folder, run_id)
+    for key in ("encoder/inter_user", "encoder/intra_user", "encoder_again/inter_user"):
+        assert found[key] == sorted(set(found[key])), f"a point of {key} is there twice"
+    assert "augmenters/inter_user" not in found
+    assert {"views/semantic/alignment", "views/synthesized/alignment"} <= set(found)
+    assert (last / "optimizer-synthesizer.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data": {"neighbors": None}}, "data.neighbors must name a table that jobs/retrieve.py"),
+        ({"data": {"neighbors": "far"}}, "has no such table; make it: python jobs/retrieve.py"),
+        ({"data": {"max_len": 9}}, "set data.max_len=8"),
+        ({"method": {"text_size": 9}}, "method.text_size=9, but the texts of neighbors/near have"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_one_line_before_ray_starts(near, change, said):
+    folder, _ = near
+    run = settings(folder, "wrong", "sasrec")
+    for section, values in change.items():
+        run[section] |= values
+    done = run_job("jobs/train_sracl.py", write_config(run))
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
