@@ -12,14 +12,15 @@ shared memory.
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
-from ray.exceptions import RayError
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from distrl import errors, storage
 from distrl.data.ray_stage import fetch
@@ -54,8 +55,8 @@ from distrl.semantics.embedders import LoadedModel, endpoint
 from distrl.semantics.weights import weights_folder, weights_hash
 from distrl.semantics.window_vectors import most_windows
 
-_RESTARTS = 2
-"""Of an actor that dies, and of its part, before the job fails."""
+_RETRIES = 2
+"""How often a part is tried again whose actor died, before the job fails."""
 
 logger = logging.getLogger(__name__)
 
@@ -212,12 +213,36 @@ class _Run:
         ray.wait([self._shared["item_vectors"]], fetch_local=False)
 
     def _make(self, units: list[Unit]) -> list[Done]:
-        """Has every unit made by the pool of actors; what became of each, in order.
+        """Has every unit made; what became of each, in order.
 
         Raises:
             DistrlError: As the first unit that failed says.
+            ConfigError: If actors die of one part again and again.
         """
-        config, counter = self._config, Counter.remote()
+        counter: Any = Counter.remote()
+        finished: dict[str, Done] = {}
+        with Progress(counter, self._num_rows(units), len(units), self._say) as progress:
+            try:
+                for done in self._made(units, counter):
+                    finished[done.unit.name] = done
+                    progress.part()
+            except (RayActorError, OutOfMemoryError) as error:
+                first = str(error).strip().splitlines()[0]
+                raise ConfigError(
+                    f"an embedding actor failed {_RETRIES + 1} times at one part ({first}): if it "
+                    "ran out of memory, lower embedder.batch_size or concurrency; the same command "
+                    "goes on with the parts that are left"
+                ) from error
+        return [finished[unit.name] for unit in units]
+
+    def _made(self, units: list[Unit], counter: Any) -> Iterator[Done]:  # noqa: ANN401
+        """Units as the pool of actors is done with them.
+
+        Raises:
+            DistrlError: As the first unit that failed says.
+            RayActorError: If actors die of one part again and again.
+        """
+        config = self._config
         task = EmbedTask(
             config,
             self._manifest,
@@ -227,33 +252,25 @@ class _Run:
             counter,
             self._shared,
         )
-        size = min(config.concurrency, len(units))
         rows = [{"unit": unit.model_dump_json()} for unit in units]
-        made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            EmbedActor,
-            fn_constructor_args=(task,),
-            batch_size=1,
-            compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
-            num_cpus=config.cpus_per_actor,
-            num_gpus=config.gpus_per_actor or None,
-            max_restarts=_RESTARTS,
-            max_task_retries=_RESTARTS,
-        )
-        finished = []
-        with Progress(counter, self._num_rows(units), len(units), self._say) as progress:
-            try:
-                for row in made.iter_rows():
-                    finished.append(_checked(Done.model_validate_json(row["done"])))
-                    progress.part()
-            except RayError as error:
-                first = str(error).strip().splitlines()[0]
-                raise ConfigError(
-                    f"an embedding actor failed ({first}): if it ran out of memory, lower "
-                    "embedder.batch_size, concurrency or, with a fresh table, items_per_part"
-                ) from error
-        finished.sort(key=lambda done: (done.unit.folder, done.unit.number))
-        assert len(finished) == len(units), "each unit comes back once"
-        return finished
+        size = min(config.concurrency, len(rows))
+        with warnings.catch_warnings():
+            # Ray Data 2.60 has no other way to say it, and would by itself try a part that runs out
+            # of memory again without end.
+            warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
+            made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+                EmbedActor,
+                fn_constructor_args=(task,),
+                batch_size=1,
+                compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+                num_cpus=config.cpus_per_actor,
+                num_gpus=config.gpus_per_actor or None,
+                ray_remote_args_fn=lambda: {"max_task_retries": _RETRIES},
+            )
+        # It would warn that the job's own lines take the place of its bars.
+        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+        for row in made.iter_rows():
+            yield _checked(Done.model_validate_json(row["done"]))
 
     def _num_rows(self, units: list[Unit]) -> int:
         """Vectors of some units, about."""

@@ -41,6 +41,11 @@ class Unit(Config):
     folder: Literal["items", "windows"]
     number: int
 
+    @property
+    def name(self) -> str:
+        """No other unit of the run has it."""
+        return f"{self.folder}/{self.number}"
+
 
 class Done(Config):
     """What became of a unit."""

@@ -79,6 +79,7 @@ class TrainedEmbedder:
         with torch.inference_mode():
             self._vectors = self._method.item_vectors
 
+    @torch.inference_mode()
     def items(self, item_ids: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n dimension"]:
         """Rows of the item table, zeros for items that the model does not know."""
         known = self._item_map[item_ids]
