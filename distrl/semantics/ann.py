@@ -137,4 +137,4 @@ def _search(
 def _parameters(count: int, config: RetrieveConfig, selector: Index) -> Index:
     if config.index == "hnsw":
         return faiss.SearchParametersHNSW(efSearch=max(count, config.ef_search), sel=selector)
-    return faiss.SearchParametersIVF(nprobe=config.num_probes, sel=selector)
+    return faiss.SearchParametersIVF(nprobe=config.num_probes or 1, sel=selector)

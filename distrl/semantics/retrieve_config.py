@@ -34,8 +34,8 @@ class RetrieveConfig(Config):
     """Vectors; exact search takes time in their square."""
     num_lists: PositiveInt | None = None
     """Cells of an ivf index; None: twice the square root of the number of vectors."""
-    num_probes: PositiveInt = 16
-    """Cells of an ivf index that a search looks into."""
+    num_probes: PositiveInt | None = None
+    """Cells of an ivf index that a search looks into; None: a 32nd of them, and 16 at least."""
     num_links: Annotated[int, Ge(2)] = 32
     """Links of a vector in an hnsw index."""
     ef_construction: PositiveInt = 80
@@ -67,12 +67,15 @@ class RetrieveConfig(Config):
 
     def resolved(self, num_vectors: int) -> "RetrieveConfig":
         """With the method, and the cells of an ivf index, chosen for so many vectors."""
-        method, lists = self.index, self.num_lists
+        method, lists, probes = self.index, self.num_lists, self.num_probes
         if method == "auto":
             method = "exact" if num_vectors <= self.exact_up_to else "ivf"
         if lists is None:
             lists = max(1, round(2 * math.sqrt(num_vectors)))
-        return self.model_copy(update={"index": method, "num_lists": lists})
+        if probes is None:
+            probes = max(16, lists // 32)
+        chosen = {"index": method, "num_lists": lists, "num_probes": probes}
+        return self.model_copy(update=chosen)
 
     @property
     def knobs(self) -> dict[str, str | int]:

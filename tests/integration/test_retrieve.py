@@ -12,7 +12,7 @@ from distrl.data.store import read_manifest
 from distrl.errors import ConfigError, SchemaError
 from distrl.semantics.retrieve import retrieve
 from distrl.semantics.retrieve_config import RetrieveConfig
-from jobs.retrieve import summary
+from jobs.retrieve import main, summary
 from tests.embeddings_factory import make_embeddings, windows_of_store
 from tests.store_factory import make_store
 
@@ -273,3 +273,24 @@ def test_without_windows_items_alone_are_listed(sequences, tmp_path):
     table = run(store, num_neighbors=5)
     assert len(items_of(store)) == NUM_ITEMS
     assert table.window_parts == table.pools == ()
+
+
+def test_the_command_makes_the_table_says_what_it_holds_and_finds_it_again(
+    sequences, tmp_path, monkeypatch, capsys
+):
+    store, vectors = made(tmp_path / "store", sequences)
+    given = ["configs/retrieve/beauty.yaml", f"store_uri={store}", "embeddings=e"]
+    monkeypatch.setattr("sys.argv", ["retrieve.py", *given, "num_neighbors=5"])
+    main()
+    expected = check_windows(store, vectors, "every", 5, same_user=False, held_out=False)
+    said = capsys.readouterr().out
+    zero = sum(not vectors[key].any() for key in expected)
+    count = len(expected)
+    assert f"{count} (every) among {count}, {zero} without text; exact in" in said
+    assert "0.0% of the same user, 0.0% inputs of validation or test" in said
+    main()
+    again = capsys.readouterr().out
+    assert "already has neighbors/e: nothing to do" in again
+    assert [line for line in again.splitlines()[1:] if not line.startswith("time")] == [
+        line for line in said.splitlines()[-9:] if not line.startswith("time")
+    ]

@@ -41,6 +41,9 @@ def test_auto_is_exact_up_to_a_number_of_vectors():
     assert config.resolved(10_000).knobs == {"index": "exact"}
     knobs = {"index": "ivf", "num_lists": 200, "num_probes": 16, "most_more": 64}
     assert config.resolved(10_001).knobs == knobs
+    million = config.resolved(1_000_000)
+    assert (million.num_lists, million.num_probes) == (2000, 62)
+    assert config.model_copy(update={"num_probes": 3}).resolved(1_000_000).num_probes == 3
     hnsw = RetrieveConfig(store_uri="s", embeddings="e", index="hnsw", num_links=8)
     assert hnsw.resolved(5).knobs["num_links"] == 8
 
