@@ -44,6 +44,8 @@ from distrl.semantics.prompts import (
 from distrl.semantics.replies import Replies
 from distrl.semantics.vllm_engine import check_vllm, generate_all
 
+_ITEMS_A_PART = 1 << 16
+
 _ITEMS = pa.schema([("item_id", pa.int32()), ("text", pa.string()), ("source", pa.string())])
 _WINDOWS = pa.schema(
     [
@@ -208,7 +210,7 @@ class _Description:
     def _all_prompts(self) -> Iterator[list[Prompt]]:
         """All prompts in the order of the table, a block at a time."""
         if self._config.items:
-            for first, last in item_blocks(self._manifest.num_items):
+            for first, last in item_blocks(1, self._manifest.num_items):
                 yield self._prompter.items(first, last)
         for shard in range(self._num_window_parts()):
             for _, prompts in self._windows(shard, verify=True):
@@ -234,11 +236,10 @@ class _Description:
     def _written(self, asked: Asked) -> SideManifest:
         """All parts, and the manifest that makes them a table."""
         config, manifest = self._config, self._manifest
-        items = ()
-        if config.items:
-            path = part_path("descriptions", config.name, "items", 0)
-            items = (write_part(config.store_uri, path, self._item_tables(), _ITEMS),)
-        windows = []
+        items, windows = [], []
+        for part in range(self._num_item_parts()):
+            items.append(self._write_items(part))
+            self._say(f"write  {part + 1:,}/{self._num_item_parts():,} parts of items")
         for shard in range(self._num_window_parts()):
             windows.append(self._write_windows(shard))
             self._say(f"write  {shard + 1:,}/{len(manifest.sequences):,} parts of windows")
@@ -261,7 +262,7 @@ class _Description:
             windows=config.windows,
             held_out=config.held_out,
             max_len=config.max_len,
-            items=items,
+            items=tuple(items),
             window_parts=tuple(windows),
             facts=facts,
         )
@@ -270,8 +271,17 @@ class _Description:
         path = part_path("descriptions", self._config.name, "windows", shard)
         return write_part(self._config.store_uri, path, self._window_tables(shard), _WINDOWS)
 
-    def _item_tables(self) -> Iterator[pa.Table]:
-        for first, last in item_blocks(self._manifest.num_items):
+    def _num_item_parts(self) -> int:
+        return -(-self._manifest.num_items // _ITEMS_A_PART) if self._config.items else 0
+
+    def _write_items(self, part: int) -> Part:
+        path = part_path("descriptions", self._config.name, "items", part)
+        return write_part(self._config.store_uri, path, self._item_tables(part), _ITEMS)
+
+    def _item_tables(self, part: int) -> Iterator[pa.Table]:
+        before = part * _ITEMS_A_PART
+        end = min(before + _ITEMS_A_PART, self._manifest.num_items)
+        for first, last in item_blocks(before + 1, end):
             texts, sources = self._settled("items", self._prompter.items(first, last))
             yield pa.table([pa.array(range(first, last + 1), pa.int32()), texts, sources], _ITEMS)
 

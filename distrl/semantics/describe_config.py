@@ -141,9 +141,10 @@ class EndpointConfig(Config):
     it is answered."""
     timeout_s: PositiveFloat = 200.0
     """Until a request without its whole reply is given up and sent again."""
-    retries: NonNegativeInt = 5
+    retries: NonNegativeInt = 8
     """How often a request that failed is sent again: statuses 408, 409, 429 and 5xx, timeouts,
-    broken connections, and answers that are no chat completion."""
+    broken connections, and answers that are no chat completion. With the waits below, eight
+    outlast three minutes."""
     first_wait_s: PositiveFloat = 1.0
     """Before the first retry; it doubles with each, times a random factor of 0.5 to 1."""
     max_wait_s: PositiveFloat = 120.0

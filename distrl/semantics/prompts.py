@@ -109,10 +109,10 @@ class Prompter:
         return "".join(f"[{' -> '.join(self._texts.show(one))}] # " for one in histories)
 
 
-def item_blocks(num_items: int) -> Iterator[tuple[int, int]]:
-    """Inclusive ranges of dense ids."""
-    for first in range(1, num_items + 1, BLOCK):
-        yield first, min(first + BLOCK - 1, num_items)
+def item_blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
+    """An inclusive range of dense ids in inclusive ranges, some ids at a time."""
+    for start in range(first, last + 1, BLOCK):
+        yield start, min(start + BLOCK - 1, last)
 
 
 def pieces(num: int) -> Iterator[np.ndarray]:

@@ -1,11 +1,11 @@
 """Replies of a model that runs on the cluster's own GPUs, through `ray.data.llm` and vLLM.
 
-Not run on a GPU yet: what goes in, what comes out and the check for vLLM are tested, and the calls
-are written after the source of Ray 2.60 (`ray/data/llm.py`, `vllm_engine_stage.py`).
+Not run on a GPU yet: what goes in, what comes out and the check for vLLM are tested; the calls are
+written after the source of Ray 2.60 (`ray/data/llm.py`, `vllm_engine_stage.py`).
 
-The prompts without a reply are written as JSON lines below the place of the replies, one dataset is
-made of them, and its rows are kept as they come. Each attempt at malformed replies is a dataset of
-its own, so the model is loaded once an attempt.
+The prompts without a reply are written as a dataset below the place of the replies, which goes
+through the engine, and its rows are kept as they come. Each attempt at malformed replies is a
+dataset of its own, so the model is loaded once an attempt.
 """
 
 import importlib.util
@@ -13,6 +13,10 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
 
 from distrl import storage
 from distrl.errors import ConfigError
@@ -24,7 +28,10 @@ from distrl.semantics.prompts import Prompt, Request, request_of
 from distrl.semantics.replies import Replies, Reply
 
 FOLDER = "asking"
-_LINES_PER_FILE = 16_384
+_ROWS_PER_FILE = 16_384
+_SCHEMA = pa.schema(
+    [("key", pa.string()), ("about_item", pa.bool_()), ("request", pa.large_string())]
+)
 
 
 def check_vllm() -> None:
@@ -78,13 +85,16 @@ def generate_all(
 
 
 def row_in(request: Request, about_item: bool) -> dict[str, Any]:
-    """A request as a row of the dataset that the engine reads."""
-    return {
-        "key": request.key,
-        "about_item": about_item,
-        "messages": list(request.messages),
-        "sampling_params": sampling_params(request),
-    }
+    """A request as a row of the dataset."""
+    asked = {"messages": list(request.messages), "sampling_params": sampling_params(request)}
+    # As text: requests with other parameters would be given each other's, empty.
+    return {"key": request.key, "about_item": about_item, "request": json.dumps(asked)}
+
+
+def engine_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the dataset as the engine reads it."""
+    asked = json.loads(row["request"])
+    return {"key": row["key"], "about_item": row["about_item"], **asked}
 
 
 def sampling_params(request: Request) -> dict[str, Any]:
@@ -137,17 +147,19 @@ def _write_missing(
     asked: Asked,
     place: str,
 ) -> int:
-    """Writes what needs this attempt as JSON lines, each different request once; how many."""
-    lines: list[str] = []
+    """Writes what needs this attempt as a dataset, each different request once; how many."""
+    rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     num_files = 0
 
     def write() -> None:
         nonlocal num_files
-        content = "".join(lines).encode()
-        storage.write_bytes(storage.join(place, f"part-{num_files:05d}.json"), content)
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
+        uri = storage.join(place, f"part-{num_files:05d}.parquet")
+        storage.write_bytes(uri, sink.getvalue().to_pybytes())
         num_files += 1
-        lines.clear()
+        rows.clear()
 
     for block in blocks:
         for prompt in block:
@@ -162,18 +174,17 @@ def _write_missing(
                 asked.repeated += not attempt
                 continue
             seen.add(request.key)
-            lines.append(json.dumps(row_in(request, prompt.about_item)) + "\n")
-        if len(lines) >= _LINES_PER_FILE:
+            rows.append(row_in(request, prompt.about_item))
+        if len(rows) >= _ROWS_PER_FILE:
             write()
-    if lines:
+    if rows:
         write()
     return len(seen)
 
 
 def _generated(config: DescribeConfig, place: str) -> Iterator[dict[str, Any]]:
     """What comes out of the engine, a row a request, in any order."""
-    import ray.data  # both take seconds to import, and only this engine needs them
-    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig  # takes seconds to import
 
     vllm = config.vllm
     processor = build_processor(
@@ -185,10 +196,16 @@ def _generated(config: DescribeConfig, place: str) -> Iterator[dict[str, Any]]:
             accelerator_type=vllm.accelerator_type,
             should_continue_on_error=True,
         ),
+        preprocess=engine_row,
         postprocess=row_out,
     )
+    yield from processor(asked_rows(place)).iter_rows()
+
+
+def asked_rows(place: str) -> "ray.data.Dataset":
+    """The dataset of what is asked."""
     fs, path = storage.filesystem(place)
-    yield from processor(ray.data.read_json(path, filesystem=fs, lines=True)).iter_rows()
+    return ray.data.read_parquet(path, filesystem=fs)
 
 
 def row_out(row: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -179,7 +179,8 @@ def fault_server(script: Script = lambda number, request: Behavior()) -> Iterato
             with lock:
                 server._busy -= 1
             if not behavior.hang:
-                self._answer(behavior)
+                with suppress(ConnectionError):  # who asked may be gone
+                    self._answer(behavior)
 
         def _answer(self, behavior: Behavior) -> None:
             content = _completion(behavior) if behavior.body is None else behavior.body

@@ -133,7 +133,7 @@ def test_a_window_reply_is_taken_as_it_is_unless_it_is_empty(prompter):
 
 def test_blocks_cover_every_item_once():
     for num in (1, 1023, 1024, 1025, 3000):
-        covered = [item for first, last in item_blocks(num) for item in range(first, last + 1)]
+        covered = [item for first, last in item_blocks(1, num) for item in range(first, last + 1)]
         assert covered == list(range(1, num + 1))
         assert [place for some in pieces(num) for place in some] == list(range(num))
     assert list(pieces(0)) == []

@@ -1,6 +1,6 @@
 import importlib.util
-import json
 
+import pyarrow.parquet as pq
 import pytest
 
 from distrl.errors import ConfigError
@@ -11,6 +11,7 @@ from distrl.semantics.replies import Replies, Reply
 from distrl.semantics.vllm_engine import (
     _write_missing,
     check_vllm,
+    engine_row,
     reply_of,
     row_in,
     row_out,
@@ -37,7 +38,7 @@ def test_vllm_that_is_not_installed_is_a_clear_error(monkeypatch):
 
 def test_a_row_that_goes_in_has_what_the_engine_reads():
     request = request_of(prompt(1), GENERATION, 0)
-    assert row_in(request, True) == {
+    assert engine_row(row_in(request, True)) == {
         "key": request.key,
         "about_item": True,
         "messages": list(prompt(1).messages),
@@ -100,10 +101,9 @@ def test_only_what_is_missing_is_written_and_each_request_once(tmp_path):
 
     def users(attempt):
         written = _write_missing(config, iter(blocks), replies, attempt, asked, place)
-        lines = (tmp_path / "replies/asking/part-00000.json").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = pq.read_table(tmp_path / "replies/asking/part-00000.parquet").to_pylist()
         assert len(rows) == written
-        return [row["messages"][1]["content"] for row in rows]
+        return [engine_row(row)["messages"][1]["content"] for row in rows]
 
     assert users(0) == ["item 3 \u00e9", "item 4 \u00e9"]
     assert (asked.prompts, asked.from_cache, asked.repeated) == (5, 1, 1)
