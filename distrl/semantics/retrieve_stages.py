@@ -61,7 +61,13 @@ class Retrieval:
         self._config, self._manifest, self._table = config, manifest, table
         self._resolved = resolved(config, table)
         self._made_with, self._say = made_with, say
-        cpus = config.num_cpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        there = int(ray.cluster_resources().get("CPU", 1))
+        if config.cpus_per_task > there:
+            raise ConfigError(
+                f"cpus_per_task={config.cpus_per_task}, but the cluster has {there} CPUs: no task "
+                "would ever start"
+            )
+        cpus = config.num_cpus or there
         self._limit = max(1, cpus // config.cpus_per_task)
         self._facts: Facts = {}
 

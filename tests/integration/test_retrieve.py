@@ -266,6 +266,13 @@ def test_embeddings_that_are_not_of_the_store_are_refused(sequences, tmp_path):
     assert find_table(store, "neighbors", "e") is None
 
 
+def test_tasks_larger_than_the_cluster_are_refused(sequences, tmp_path):
+    store, _ = made(tmp_path / "store", sequences)
+    with pytest.raises(ConfigError, match="cpus_per_task=3, but the cluster has 2 CPUs"):
+        run(store, cpus_per_task=3)
+    assert run(store, cpus_per_task=2, index="ivf", num_lists=2, num_probes=2).facts
+
+
 def test_without_windows_items_alone_are_listed(sequences, tmp_path):
     make_store(tmp_path / "store", sequences, num_items=NUM_ITEMS)
     store = str(tmp_path / "store")
