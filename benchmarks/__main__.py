@@ -25,6 +25,7 @@ SCRIPTS = (
     "retrieve",
     "authors_recipe",
     "prepare_engines",
+    "embed",
 )
 PAGE = "latest.md"
 

@@ -34,6 +34,8 @@ class Progress:
     def __init__(self, counter: Any, total: int, parts: int, say: Callable[[str], None]) -> None:  # noqa: ANN401
         self._counter, self._total, self._num_parts, self._say = counter, total, parts, say
         self._start = time.monotonic()
+        self._first: tuple[float, int] | None = None
+        """When rows were first seen to be done, and how many: loading is no part of the rate."""
         self._parts_done = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -66,6 +68,11 @@ class Progress:
         )
         if made == 0:
             return line + ("" if taken_over else "  (loading)")
-        rate = made / elapsed
+        if self._first is None:
+            self._first = (elapsed, made)
+        since, already = self._first
+        if made == already:
+            return line
+        rate = (made - already) / (elapsed - since)
         left_s = max(self._total - made - taken_over, 0) / rate
         return f"{line}  {rate:,.0f}/s  about {left_s:,.0f} s left"
