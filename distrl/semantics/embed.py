@@ -32,15 +32,11 @@ from distrl.data.side_tables import (
     find_table,
     write_manifest,
 )
-from distrl.data.store import check_sizes, read_item_ids, read_manifest
+from distrl.data.store import check_sizes, read_manifest
 from distrl.errors import ConfigError, SchemaError, StorageError
 from distrl.schema import Manifest
-from distrl.semantics.embed_config import (
-    EmbedConfig,
-    EndpointConfig,
-    SentenceTransformersConfig,
-    TransformersConfig,
-)
+from distrl.semantics.embed_checks import check_capacity, look_at_model
+from distrl.semantics.embed_config import EmbedConfig
 from distrl.semantics.embed_identity import (
     Identity,
     check_same,
@@ -51,8 +47,7 @@ from distrl.semantics.embed_identity import (
 from distrl.semantics.embed_parts import Done, EmbedActor, EmbedTask, Unit
 from distrl.semantics.embed_progress import Counter, Progress
 from distrl.semantics.embed_shared import item_texts, item_vectors
-from distrl.semantics.embedders import LoadedModel, endpoint
-from distrl.semantics.weights import weights_folder, weights_hash
+from distrl.semantics.embedders import LoadedModel
 from distrl.semantics.window_vectors import most_windows
 
 _RETRIES = 2
@@ -91,7 +86,7 @@ def embed(
     manifest = read_manifest(config.store_uri)
     check_sizes(config.store_uri, manifest)
     descriptions = find_descriptions(config, manifest)
-    model = _looked_at(config, manifest, trained)
+    model = look_at_model(config, manifest, trained)
     identity = identify(config, manifest, model, descriptions)
     found = find_table(config.store_uri, "embeddings", config.name)
     if found is not None and not overwrite and found.store_hash == identity.store_hash:
@@ -103,55 +98,12 @@ def embed(
         check_unfinished(config, identity.key)
     storage.check_writable(config.store_uri)
     connect()
-    _check_capacity(config)
+    check_capacity(config)
     if found is not None or overwrite:
         clear_table(config.store_uri, "embeddings", config.name)
     if trained is not None:
         model = replace(model, trained=ray.put(trained))
     return _Run(config, manifest, identity, descriptions, model, say).run()
-
-
-def _looked_at(config: EmbedConfig, manifest: Manifest, trained: Any) -> LoadedModel:  # noqa: ANN401
-    """Label and hash of the model; an endpoint is asked for a vector, a trained one for items."""
-    chosen = config.embedder
-    if isinstance(chosen, SentenceTransformersConfig | TransformersConfig):
-        folder = weights_folder(chosen)
-        package = chosen.package if isinstance(chosen, SentenceTransformersConfig) else None
-        return LoadedModel(package or folder.resolve().name, weights_hash(folder))
-    if isinstance(chosen, EndpointConfig):
-        endpoint(chosen).embed(["Is somebody there?"])
-        return LoadedModel(chosen.model, "")
-    assert trained is not None, "the job reads the model"
-    if config.source == "user_states" and config.max_len > trained.catalog.max_len:
-        raise ConfigError(
-            f"max_len={config.max_len}: the trained model reads {trained.catalog.max_len} items at "
-            "most"
-        )
-    if len(trained.unknown) and config.missing == "error":
-        first = read_item_ids(config.store_uri, manifest)[int(trained.unknown[0]) - 1].as_py()
-        raise SchemaError(
-            f"the trained model does not know {len(trained.unknown):,} of {manifest.num_items:,} "
-            f"items of {config.store_uri}, such as item {first!r}: set missing=zero for vectors of "
-            "zeros"
-        )
-    place = chosen.model_uri or str(chosen.checkpoint_uri)
-    label = place.rstrip("/").rpartition("/")[2]
-    return LoadedModel(label, trained.content_hash, num_unknown=len(trained.unknown))
-
-
-def _check_capacity(config: EmbedConfig) -> None:
-    """Raises ConfigError where Ray would wait without end for actors that no node can hold."""
-    there = ray.cluster_resources()
-    for name, each, key in (
-        ("CPU", config.cpus_per_actor, "cpus_per_actor"),
-        ("GPU", config.gpus_per_actor, "gpus_per_actor"),
-    ):
-        if each * config.concurrency > there.get(name, 0.0) + 1e-9:
-            raise ConfigError(
-                f"the cluster has {there.get(name, 0.0):g} {name}, {config.concurrency} actors of "
-                f"{each:g} need {each * config.concurrency:g}: add nodes, or lower concurrency or "
-                f"{key}"
-            )
 
 
 class _Run:
@@ -269,8 +221,10 @@ class _Run:
             )
         # It would warn that the job's own lines take the place of its bars.
         logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-        for row in made.iter_rows():
-            yield _checked(Done.model_validate_json(row["done"]))
+        # Rows would come one part late, behind what Ray Data fetches ahead.
+        for batch in made.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
+            for described in batch["done"]:
+                yield _checked(Done.model_validate_json(str(described)))
 
     def _num_rows(self, units: list[Unit]) -> int:
         """Vectors of some units, about."""
@@ -283,6 +237,7 @@ class _Run:
         if {one.dimension for one in done} != {dimension}:
             raise SchemaError(f"the parts have vectors of {sorted({d.dimension for d in done})}")
         texts = sum(one.texts for one in done)
+        items = [one for one in done if one.unit.folder == "items"]
         return SideManifest(
             kind="embeddings",
             store_hash=self._identity.store_hash,
@@ -298,6 +253,8 @@ class _Run:
                 "distinct_texts": sum(one.distinct_texts for one in done),
                 "items_missing": self._num_missing,
                 "seconds": round(seconds, 3),
+                "items_cpu_seconds": round(sum(d.cpu_s for d in items), 3),
+                "windows_cpu_seconds": round(sum(d.cpu_s for d in done if d not in items), 3),
             },
         )
 

@@ -1,6 +1,7 @@
 """Parts of a table of embeddings, made one after another by an actor that holds the model once."""
 
 import hashlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -58,6 +59,8 @@ class Done(Config):
     """Whether an earlier job had made it with the same settings."""
     texts: int = 0
     distinct_texts: int = 0
+    cpu_s: float = 0.0
+    """Of the actor's process, without loading the model."""
     error_type: str = ""
     error: str = ""
 
@@ -139,9 +142,9 @@ class EmbedActor:
         if found is not None:
             self._task.counter.add.remote(0, found[0].rows)
             return Done(unit=unit, part=found[0], dimension=found[1], taken_over=True)
-        work = _PartTexts(self)
+        dimension = self.dimension(unit)  # loads what the part needs
+        start, work = time.process_time(), _PartTexts(self)
         tables = self._items(unit, work) if unit.folder == "items" else self._windows(unit, work)
-        dimension = self.dimension(unit)
         columns = ("item_id",) if unit.folder == "items" else ("row", "length")
         schema = pa.schema(
             [
@@ -157,6 +160,7 @@ class EmbedActor:
             dimension=dimension,
             texts=work.texts,
             distinct_texts=len(work.known),
+            cpu_s=time.process_time() - start,
         )
 
     def dimension(self, unit: Unit) -> int:
