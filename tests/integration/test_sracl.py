@@ -97,21 +97,11 @@ def test_a_killed_worker_costs_nothing_and_neighbors_come_back_with_the_rows(nea
     assert (last / "optimizer-synthesizer.safetensors").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"data": {"neighbors": None}}, "data.neighbors must name a table that jobs/retrieve.py"),
-        ({"data": {"neighbors": "far"}}, "has no such table; make it: python jobs/retrieve.py"),
-        ({"data": {"max_len": 9}}, "set data.max_len=8"),
-        ({"method": {"text_size": 9}}, "method.text_size=9, but the texts of neighbors/near have"),
-    ],
-)
-def test_a_table_that_does_not_fit_is_one_line_before_ray_starts(near, change, said):
+def test_a_table_that_does_not_fit_is_one_line_before_ray_starts(near):
     folder, _ = near
     run = settings(folder, "wrong", "sasrec")
-    for section, values in change.items():
-        run[section] |= values
+    run["data"]["max_len"] = 9
     done = run_job("jobs/train_sracl.py", write_config(run))
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert "set data.max_len=8" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,57 @@
+"""What is refused before Ray starts."""
+
+import pytest
+from pydantic import ValidationError
+
+from distrl.config import RunConfig
+from distrl.errors import ConfigError
+from distrl.train.checks import check_run
+from tests.neighbor_store import neighbor_store
+
+TEXT = 16
+
+
+@pytest.fixture(scope="module")
+def near(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checks") / "store"
+    return folder, *neighbor_store(folder, [5, 9, 7, 6], k=4, max_len=8, dimension=TEXT)
+
+
+def run_of(folder, method=None, **data):
+    store = {"store_uri": str(folder), "max_len": 8, "num_neighbors": 4, "neighbors": "near"}
+    asked = {"name": "sracl", "text_size": TEXT} | (method or {})
+    return RunConfig.model_validate({"name": "a", "method": asked, "data": store | data})
+
+
+def test_the_table_that_samples_bring_is_named(near):
+    folder, manifest, table, _ = near
+    assert check_run(run_of(folder), manifest) == table
+    # Semantic views need no windows, and the base alone needs nothing.
+    assert check_run(run_of(folder, {"inter_weight": 0}), manifest) is None
+    assert check_run(run_of(folder, {"inter_weight": 0, "intra_weight": 0}), manifest) is None
+
+
+def test_texts_of_another_size_are_named(near):
+    folder, manifest, _, _ = near
+    with pytest.raises(ConfigError, match=r"text_size=9.*vectors of 16; set method.text_size=16"):
+        check_run(run_of(folder, {"text_size": 9}), manifest)
+
+
+def test_a_missing_table_is_named_with_what_makes_it(near):
+    folder, manifest, _, _ = near
+    with pytest.raises(ConfigError, match=r"data.neighbors=far.*python jobs/retrieve.py"):
+        check_run(run_of(folder, neighbors="far"), manifest)
+
+
+def test_a_method_and_a_table_go_together(near):
+    folder, _, _, _ = near
+    with pytest.raises(ValidationError, match=r"data\.neighbors must name a table"):
+        run_of(folder, neighbors=None)
+    with pytest.raises(ValidationError, match="takes none; leave it out, or train sracl"):
+        RunConfig.model_validate(
+            {
+                "name": "a",
+                "method": {"name": "sasrec"},
+                "data": {"store_uri": str(folder), "neighbors": "near"},
+            }
+        )
