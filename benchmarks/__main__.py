@@ -26,6 +26,7 @@ SCRIPTS = (
     "authors_recipe",
     "prepare_engines",
     "embed",
+    "semantic_step",
 )
 PAGE = "latest.md"
 
