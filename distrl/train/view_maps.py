@@ -26,6 +26,9 @@ from distrl.train.saved import RUN_FILE, load_model, model_files
 ALIKE = ("samples", "long_sequences", "max_len", "contrasted_prefixes")
 """Settings of the data that decide which prefixes are contrasted."""
 
+AUGMENTED = ("data", "learned")
+"""Kinds of views that come of the random ones, a row a pair."""
+
 
 class _Run(BaseModel):
     """What of a run's config is needed to draw its views; the rest is passed over."""
@@ -161,7 +164,7 @@ def map_views(
     if not states:
         raise ConfigError(
             f"{model.label} has no views to show: its method contrasts none; name a checkpoint of "
-            "cl4srec, mclrec or laclrec"
+            "cl4srec, mclrec, laclrec or sracl"
         )
     hidden = _newest_hidden(batch, model.num_items, num_pairs)
     return tuple(
@@ -169,7 +172,7 @@ def map_views(
             model.label,
             kind,
             *_laid_out(first[:num_pairs], second[:num_pairs], perplexity, seed),
-            hidden,
+            hidden if kind in AUGMENTED else _nothing_hidden(len(first[:num_pairs])),
             view_diagnostics(first[:num_pairs], second[:num_pairs]),
             first.shape[1],
         )
@@ -185,6 +188,13 @@ def _newest_hidden(
     ends = [view.items.flatten()[view.last[:num_pairs]].numpy() for view in batch.views]
     first, second = ((end == PAD_ID) | (end > num_items) for end in ends)
     return first, second
+
+
+def _nothing_hidden(
+    count: int,
+) -> tuple[Bool[np.ndarray, " P"], Bool[np.ndarray, " P"]]:
+    """Of views that no mask has made."""
+    return np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
 
 
 def _laid_out(

@@ -20,10 +20,11 @@ from distrl.methods import build, parse_method
 from distrl.ops.diagnostics import view_diagnostics
 from distrl.tracking.connection import speaking_to
 from distrl.tracking.runs import find_run
-from distrl.train.view_maps import check_alike, contrasted, map_views, read_model
+from distrl.train.view_maps import ShownModel, check_alike, contrasted, map_views, read_model
 from distrl.train.view_picture import as_csv, as_json, picture, table
 from jobs.command import run
 from jobs.map_views import MapViewsConfig, checkpoint_of, main
+from tests.neighbor_store import LONGEST, neighbor_store
 from tests.store_factory import make_store
 
 REPOSITORY = Path(__file__).parents[3]
@@ -217,3 +218,23 @@ def test_a_store_with_too_few_samples_is_named(checkpoint, tmp_path, monkeypatch
     models = json.dumps([{"label": "a", "uri": checkpoint("one")}])
     assert call(monkeypatch, f"output_uri={tmp_path}", f"models={models}", "num_pairs=61") == 2
     assert "num_pairs=61" in capsys.readouterr().err
+
+
+def test_semantic_views_are_shown_too_and_no_mask_hides_them(tmp_path):
+    lengths = [4 + user % 9 for user in range(40)]
+    neighbor_store(tmp_path / "store", lengths, k=3, max_len=MAX_LEN, dimension=4)
+    base = {"name": "sasrec", **SMALL}
+    config = parse_method({"name": "sracl", "text_size": 4, "base": base})
+    torch.manual_seed(0)
+    method = build(config, Catalog(len(lengths) * LONGEST, MAX_LEN)).eval()
+    settings = DataConfig(
+        store_uri=str(tmp_path / "store"), max_len=MAX_LEN, neighbors="near", num_neighbors=3
+    )
+    model = ShownModel("one", method, settings, len(lengths) * LONGEST)
+    semantic, made = map_views(model, num_pairs=NUM_PAIRS, perplexity=5.0, seed=3)
+    assert (semantic.kind, made.kind) == ("semantic", "synthesized")
+    assert len(semantic.first) == NUM_PAIRS
+    # Prefixes without neighbors have no sample made for them.
+    assert 5 < len(made.first) < NUM_PAIRS
+    for one in (semantic, made):
+        assert [side.tolist() for side in one.hidden] == [[False] * len(one.first)] * 2
