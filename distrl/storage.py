@@ -7,6 +7,7 @@ from the vendors' own environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
 
 import os
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +15,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from distrl.errors import StorageError
+
+_COPY_BYTES = 1 << 22
 
 
 def is_local(uri: str) -> bool:
@@ -133,6 +136,29 @@ def write_bytes(uri: str, content: bytes) -> None:
         else:
             with fs.open_output_stream(path) as file:
                 file.write(content)
+    except OSError as error:
+        raise explained(uri, "write", error) from error
+
+
+def write_file(uri: str, path: str) -> None:
+    """Copies a file of this machine to a place, a piece at a time; a local one appears whole.
+
+    Raises:
+        StorageError: If the place is forbidden, full or unreachable.
+    """
+    fs, target = filesystem(uri)
+    try:
+        with Path(path).open("rb") as source:
+            if is_local(uri):
+                fs.create_dir(os.path.dirname(target), recursive=True)
+                partial = f"{target}.{os.getpid()}.partial"
+                with Path(partial).open("wb") as file:
+                    shutil.copyfileobj(source, file, _COPY_BYTES)
+                os.replace(partial, target)
+            else:
+                with fs.open_output_stream(target) as file:
+                    while piece := source.read(_COPY_BYTES):
+                        file.write(piece)
     except OSError as error:
         raise explained(uri, "write", error) from error
 

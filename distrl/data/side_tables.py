@@ -23,6 +23,7 @@ the store and `user` a user, so that equal windows of different pools can be rec
 """
 
 import hashlib
+import tempfile
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -33,6 +34,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 from distrl import storage
 from distrl.errors import SchemaError
 from distrl.schema import MANIFEST_NAME, Config
+
+_READ_BYTES = 1 << 22
 
 Kind = Literal["descriptions", "embeddings", "neighbors"]
 Folder = Literal["items", "windows", "pool"]
@@ -93,18 +96,30 @@ def part_path(kind: Kind, name: str, folder: Folder, part: int) -> str:
 def write_part(store_uri: str, path: str, groups: Iterable[pa.Table], schema: pa.Schema) -> Part:
     """Writes one part, each table as a row group of its own, an empty one too.
 
+    A row group at a time is in memory; the part is made on this machine's disk and then copied.
+
     Raises:
         StorageError: If the place is forbidden, full or unreachable.
     """
-    sink, rows = pa.BufferOutputStream(), 0
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        for table in groups:
-            writer.write_table(table.cast(schema), row_group_size=max(table.num_rows, 1))
-            rows += table.num_rows
-    content = sink.getvalue().to_pybytes()
-    storage.write_bytes(storage.join(store_uri, path), content)
-    digest = hashlib.sha256(content).hexdigest()
-    return Part(path=path, rows=rows, bytes=len(content), sha256=digest)
+    rows = 0
+    with tempfile.NamedTemporaryFile(prefix="distrl-part-", suffix=".parquet") as local:
+        with pq.ParquetWriter(local.name, schema, compression="zstd") as writer:
+            for table in groups:
+                writer.write_table(table.cast(schema), row_group_size=max(table.num_rows, 1))
+                rows += table.num_rows
+        digest, size = _digest(local.file)
+        storage.write_file(storage.join(store_uri, path), local.name)
+    return Part(path=path, rows=rows, bytes=size, sha256=digest)
+
+
+def _digest(file: Any) -> tuple[str, int]:  # noqa: ANN401
+    """sha256 in hex of a file from its beginning, and its size in bytes."""
+    digest, size = hashlib.sha256(), 0
+    file.seek(0)
+    while piece := file.read(_READ_BYTES):
+        digest.update(piece)
+        size += len(piece)
+    return digest.hexdigest(), size
 
 
 def write_manifest(store_uri: str, name: str, table: SideManifest) -> None:
@@ -169,21 +184,24 @@ def check_part_sizes(store_uri: str, name: str, table: SideManifest) -> None:
 
 
 def read_part(store_uri: str, part: Part) -> pq.ParquetFile:
-    """One part, whose checksum is right, in memory.
+    """One part, whose checksum is right, to be read a row group at a time or whole.
 
     Raises:
         SchemaError: If it has another checksum.
         StorageError: If it cannot be read.
     """
     uri = storage.join(store_uri, part.path)
-    content = storage.read_bytes(uri)
-    digest = hashlib.sha256(content).hexdigest()
+    source = storage.open_input(uri)
+    try:
+        digest, _ = _digest(source)
+    except OSError as error:
+        raise storage.explained(uri, "read", error) from error
     if digest != part.sha256:
         raise SchemaError(
             f"{uri} has sha256 {digest}, its manifest says {part.sha256}; make it again with "
             "--overwrite"
         )
-    return pq.ParquetFile(pa.BufferReader(content))
+    return pq.ParquetFile(source)
 
 
 def _manifest_uri(store_uri: str, kind: Kind, name: str) -> str:
