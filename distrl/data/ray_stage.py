@@ -67,8 +67,9 @@ def fetch(reference: ObjectRef) -> Any:  # noqa: ANN401
         raise StorageError(f"a node has no room left to spill to: {error}") from error
     except OutOfMemoryError as error:
         raise ConfigError(
-            "a task ran out of memory: give each less (a lower partition_mb or more num_partitions; "
-            f"in jobs/retrieve.py queries_per_task and block_mb), or lower num_cpus: {error}"
+            "a task ran out of memory: give each less (a lower partition_mb or more "
+            "num_partitions; in jobs/retrieve.py queries_per_task and block_mb), or lower "
+            f"num_cpus: {error}"
         ) from error
     except RayTaskError as error:
         if isinstance(error.cause, DistrlError):
