@@ -53,3 +53,10 @@ def test_a_window_shows_its_newest_items() -> None:
         [9, 10],
         [10, 11],
     ]
+
+
+def test_beauty_has_as_many_windows_as_the_specification_counts(beauty_file):
+    lengths = np.array([len(line.split()) - 1 for line in beauty_file.read_text().splitlines()])
+    assert len(windows_of(lengths, "every").row) == 131_413
+    assert len(windows_of(lengths, "every", held_out=True).row) == 176_139
+    assert len(windows_of(lengths, "last").row) == 22_363
