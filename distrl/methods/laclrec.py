@@ -80,6 +80,9 @@ class LACLRecConfig(ContrastConfig):
     bidirectional: bool = False
     """Whether the augmenter's pass sees newer items too, as the code's README promises and STEAM
     does; the code's own is causal."""
+    places_added: Literal["once", "each_step"] = "once"
+    """How the generator sees the places of a gap when it fills one: as in training, or with each
+    added again at every step, as in the code."""
     scramble: bool = False
     """Whether the learned view loses repeated items and its order, as in the code, which passes it
     through a set of ids."""
@@ -137,9 +140,8 @@ class LACLRec(Method):
     Source: the code of TCLARec, as the paper's body is not public. Deviations: the encoder is the
         one all methods here have (norm after the embeddings, GELU, N(0, 0.02)), not the code's;
         scores are of real items and PAD, not of the end and the mask; damaged sequences and learned
-        views are cut to the newest `max_len` items, where the code has room for ten more; the
-        generator adds its places once, where the code adds them again at each step; an empty view
-        becomes the mask token, where the code has the end.
+        views are cut to the newest `max_len` items, where the code has room for ten more; an empty
+        view becomes the mask token, where the code has the end.
     """
 
     first_stage_ended: Tensor
@@ -304,11 +306,16 @@ class LACLRec(Method):
             return mended(
                 packed,
                 chosen_operations(logits, rule),
-                lambda at: self._corrector.generate(states[at], self.encoder.item_vectors),
+                lambda at: self._generated(states[at]),
                 max_len=self.max_len,
                 empty_id=self.encoder.num_items + 1,
                 scramble=self.config.scramble,
             )
+
+    def _generated(self, states: Float[Tensor, "A D"]) -> Int64[Tensor, "A K"]:
+        """What is missing in front of some slots."""
+        items, places_added = self.encoder.item_vectors, self.config.places_added
+        return self._corrector.generate(states, items, places_added=places_added)
 
     @torch.no_grad()
     def judged(self, batch: Batch) -> Mapping[str, float]:

@@ -3,6 +3,8 @@
 Dimensions: A anchors, K items at most in a gap, D hidden, V items.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -66,30 +68,51 @@ class Corrector(nn.Module):
         return torch.cat([self.end, item_vectors[1:]])
 
     def forward(
-        self, states: Float[Tensor, "A D"], placed: Float[Tensor, "A J D"]
+        self,
+        states: Float[Tensor, "A D"],
+        placed: Float[Tensor, "A J D"],
+        added: Int64[Tensor, " J1"] | None = None,
     ) -> Float[Tensor, "A J1 D"]:
         """States that score the item at each place of a gap, given those nearer to the slot.
 
         Args:
             states: Of the slots in front of which items are missing.
             placed: Vectors of the items at the first J < K places, the nearest first.
+            added: How often each place's own vector is added; None adds each once.
         """
         tokens = torch.cat([states[:, None], placed], dim=1)
         length = tokens.shape[1]
         visible = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
-        tokens = self.dropout(tokens + self.places.weight[:length])
+        places_JD = self.places.weight[:length]
+        if added is not None:
+            places_JD = places_JD * added[:, None]
+        tokens = self.dropout(tokens + places_JD)
         return self.block(tokens, visible[None, None].expand(len(tokens), 1, -1, -1))
 
     @torch.no_grad()
     def generate(
-        self, states: Float[Tensor, "A D"], item_vectors: Float[Tensor, "V1 D"]
+        self,
+        states: Float[Tensor, "A D"],
+        item_vectors: Float[Tensor, "V1 D"],
+        *,
+        places_added: Literal["once", "each_step"] = "once",
     ) -> Int64[Tensor, "A K"]:
-        """The likeliest item of each place, one after the other; PAD_ID from the end on."""
+        """The likeliest item of each place, one after the other; PAD_ID from the end on.
+
+        Args:
+            states: Of the slots in front of which items are missing.
+            item_vectors: Row by item id.
+            places_added: each_step adds the places again at every step to what has them already,
+                as the code of TCLARec and of STEAM does, unlike in training.
+        """
         found = torch.full((len(states), self.max_inserted), PAD_ID, device=states.device)
         classes = self.classes(item_vectors)
         open_ = torch.arange(len(states), device=states.device)
         for place in range(self.max_inserted):
-            scored = self(states[open_], item_vectors[found[open_, :place]])[:, -1]
+            added = None
+            if places_added == "each_step":
+                added = torch.arange(place + 1, 0, -1, device=states.device)
+            scored = self(states[open_], item_vectors[found[open_, :place]], added)[:, -1]
             rows = max(_SCORES_AT_ONCE // len(classes), 1)
             chosen = [(some @ classes.T).argmax(dim=1) for some in scored.split(rows)]
             found[open_, place] = torch.cat(chosen) if chosen else found[open_, place]

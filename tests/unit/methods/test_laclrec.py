@@ -272,6 +272,45 @@ def test_operations_are_drawn_by_their_probabilities():
     assert share == pytest.approx(0.75, abs=0.01)
 
 
+@pytest.mark.parametrize("places_added", ["once", "each_step"])
+def test_generation_is_the_codes_own_loop(places_added):
+    model = method().eval()
+    corrector = model._corrector
+    with torch.no_grad():
+        model.encoder.item_table.weight.mul_(50)
+        corrector.places.weight.mul_(25)
+        items = model.encoder.item_vectors
+        for parameter in corrector.block.parameters():
+            parameter.mul_(4)
+        states = torch.randn(40, 16)
+        classes = corrector.classes(items)
+        expected = torch.zeros((40, corrector.max_inserted), dtype=torch.int64)
+        for row in range(40):
+            # The list of inputs, which the authors' code adds the places to as it grows.
+            tokens = states[row][None]
+            plain = tokens
+            for place in range(corrector.max_inserted):
+                length = len(tokens)
+                tokens = tokens + corrector.places.weight[:length]
+                seen = tokens
+                if places_added == "once":
+                    seen = plain + corrector.places.weight[:length]
+                visible = torch.ones(length, length, dtype=torch.bool).tril()
+                state = corrector.block(seen[None], visible[None, None])[0, -1]
+                chosen = int((classes @ state).argmax())
+                if chosen == 0:
+                    break
+                expected[row, place] = chosen
+                tokens = torch.cat([tokens, items[chosen][None]])
+                plain = torch.cat([plain, items[chosen][None]])
+        found = corrector.generate(states, items, places_added=places_added)
+        other = {"once": "each_step", "each_step": "once"}[places_added]
+        differs = corrector.generate(states, items, places_added=other)
+    assert torch.equal(found, expected)
+    assert (expected[:, 1:] > 0).any(), "some gap gets a second item"
+    assert not torch.equal(found, differs)
+
+
 def test_generated_gaps_end_and_hold_no_item_behind_their_end():
     model = method(**STILL).eval()
     with torch.no_grad():
