@@ -107,7 +107,7 @@ def test_a_worker_killed_in_each_stage_costs_nothing_and_doubles_nothing(folder)
     for key in ("augmenter/operation", "recommender/next_item", "augmenter/delete_recall"):
         assert found[key] == sorted(set(found[key])), f"a point of {key} is there twice"
     assert max(found["augmenter/operation"]) < min(found["recommender/next_item"]) + 15
-    # A worker that dies between an epoch's end and the checkpoint there lets the end be judged again.
+    # A worker that dies between an epoch's end and its checkpoint lets the end be judged again.
     assert EPOCHS <= len(found["augmenter/delete_recall"]) <= EPOCHS + KILLS
     assert min(found["val/ndcg_at_10"]) > max(found["augmenter/operation"]) - 15
 
