@@ -5,10 +5,12 @@ from the vendors' own environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
 `AWS_ENDPOINT_URL`, or an instance role) and never from a config or a URI.
 """
 
+import hashlib
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -138,6 +140,17 @@ def write_bytes(uri: str, content: bytes) -> None:
                 file.write(content)
     except OSError as error:
         raise explained(uri, "write", error) from error
+
+
+def digest(file: BinaryIO | pa.NativeFile) -> tuple[str, int]:
+    """sha256 in hex of an open file from its beginning, and its size in bytes; it ends rewound."""
+    found, size = hashlib.sha256(), 0
+    file.seek(0)
+    while piece := file.read(_COPY_BYTES):
+        found.update(piece)
+        size += len(piece)
+    file.seek(0)
+    return found.hexdigest(), size
 
 
 def write_file(uri: str, path: str) -> None:

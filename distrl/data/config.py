@@ -86,7 +86,8 @@ class DataConfig(Config):
     """JSON lines with `item`, the caller's own id, and `title` or `text`: what items are called in
     examples for people. Nothing is trained on it."""
     verify_checksums: bool = True
-    """Compare each shard with its sha256 when it is first read; costs one more read of it."""
+    """Compare each shard, and its neighbors, with their sha256 when they are first read; costs one
+    more read of them."""
     read_tasks: PositiveInt = 1
     """Shards that are read at the same time."""
     read_cpus: PositiveFloat = 0.5

@@ -17,7 +17,7 @@ from pydantic import NonNegativeInt, PositiveInt, ValidationError
 
 from distrl import storage
 from distrl.data.config import DataConfig
-from distrl.data.ragged_columns import to_ragged
+from distrl.data.ragged_columns import lists_by_item, to_ragged
 from distrl.data.store import manifest_hash
 from distrl.errors import ConfigError, SchemaError
 from distrl.ops.ragged import Ragged
@@ -181,23 +181,13 @@ def read_substitutes(config: DataConfig, manifest: Manifest) -> Ragged | None:
     if table is None:
         return None
     parts = [_read_part(config.store_uri, part) for part in table.parts]
-    items = np.concatenate([ids for ids, _ in parts])
-    heads = [_head(rows, config.augment.substitute_among) for _, rows in parts]
-    values = np.concatenate([rows.values for rows in heads])
-    lengths = np.concatenate([rows.lengths for rows in heads])
-    if not np.array_equal(np.sort(items), np.arange(1, manifest.num_items + 1)) or (
-        len(values) and not 1 <= values.min() <= values.max() <= manifest.num_items
-    ):
+    rows = lists_by_item(parts, manifest.num_items, config.augment.substitute_among)
+    if rows is None:
         raise SchemaError(
             f"{config.store_uri}/{FOLDER} does not hold the items 1..{manifest.num_items} once "
             f"each; {_again(config.store_uri)}"
         )
-    rows = Ragged(values, np.concatenate([[0], np.cumsum(lengths)])).take(np.argsort(items))
-    return Ragged(rows.values, np.concatenate([[0], rows.offsets]))
-
-
-def _head(rows: Ragged, count: int) -> Ragged:
-    return rows.pieces(rows.offsets[:-1], np.minimum(rows.lengths, count))
+    return rows
 
 
 def _read_part(store_uri: str, part: Shard) -> tuple[Int64[np.ndarray, " items"], Ragged]:

@@ -9,7 +9,7 @@ from jaxtyping import Float16, Int64
 
 from distrl.data.config import DataConfig
 from distrl.data.found import Found
-from distrl.data.ragged_columns import to_ragged
+from distrl.data.ragged_columns import lists_by_item, to_ragged
 from distrl.data.side_tables import Part, SideManifest, check_part_sizes, find_table, read_part
 from distrl.data.store import manifest_hash
 from distrl.errors import ConfigError, SchemaError
@@ -86,23 +86,18 @@ def read_near_items(config: DataConfig, manifest: Manifest, table: SideManifest)
         SchemaError: If a part is torn or does not hold the store's items once each.
         StorageError: If it cannot be read.
     """
-    ids, rows = [np.zeros(0, dtype=np.int64)], [Ragged.of([])]
+    parts = []
     for part in table.items:
         read = read_part(config.store_uri, part).read(columns=["item_id", "neighbors"])
-        ids.append(read.column("item_id").to_numpy().astype(np.int64))
-        rows.append(to_ragged(read.column("neighbors")))
-    heads = [r.pieces(r.offsets[:-1], np.minimum(r.lengths, config.num_neighbors)) for r in rows]
-    items, lengths = np.concatenate(ids), np.concatenate([head.lengths for head in heads])
-    values = np.concatenate([head.values for head in heads])
-    if not np.array_equal(np.sort(items), np.arange(1, manifest.num_items + 1)) or (
-        len(values) and not 1 <= values.min() <= values.max() <= manifest.num_items
-    ):
+        ids = read.column("item_id").to_numpy().astype(np.int64)
+        parts.append((ids, to_ragged(read.column("neighbors"))))
+    rows = lists_by_item(parts, manifest.num_items, config.num_neighbors)
+    if rows is None:
         raise SchemaError(
             f"{config.store_uri}/neighbors/{config.neighbors} does not hold the items "
             f"1..{manifest.num_items} once each; make it again with --overwrite"
         )
-    whole = Ragged(values, np.concatenate([[0], np.cumsum(lengths)])).take(np.argsort(items))
-    return Ragged(whole.values, np.concatenate([[0], whole.offsets]))
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +141,17 @@ class NeighborGroup:
             self.items.take(pool),
             self.vectors[pool],
         )
+
+
+def verify_windows(store_uri: str, table: SideManifest, shard: int) -> None:
+    """Reads what the table says of a shard in full and compares checksums with its manifest.
+
+    Raises:
+        SchemaError: If a part changed since it was written.
+        StorageError: If it cannot be read.
+    """
+    for part in (table.window_parts[shard], table.pools[shard]):
+        read_part(store_uri, part).close()
 
 
 def read_group(store_uri: str, table: SideManifest, shard: int, group: int) -> NeighborGroup:

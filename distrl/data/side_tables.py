@@ -35,8 +35,6 @@ from distrl import storage
 from distrl.errors import SchemaError
 from distrl.schema import MANIFEST_NAME, Config
 
-_READ_BYTES = 1 << 22
-
 Kind = Literal["descriptions", "embeddings", "neighbors"]
 Folder = Literal["items", "windows", "pool"]
 
@@ -107,19 +105,9 @@ def write_part(store_uri: str, path: str, groups: Iterable[pa.Table], schema: pa
             for table in groups:
                 writer.write_table(table.cast(schema), row_group_size=max(table.num_rows, 1))
                 rows += table.num_rows
-        digest, size = _digest(local.file)
+        digest, size = storage.digest(local.file)
         storage.write_file(storage.join(store_uri, path), local.name)
     return Part(path=path, rows=rows, bytes=size, sha256=digest)
-
-
-def _digest(file: Any) -> tuple[str, int]:  # noqa: ANN401
-    """sha256 in hex of a file from its beginning, and its size in bytes."""
-    digest, size = hashlib.sha256(), 0
-    file.seek(0)
-    while piece := file.read(_READ_BYTES):
-        digest.update(piece)
-        size += len(piece)
-    return digest.hexdigest(), size
 
 
 def write_manifest(store_uri: str, name: str, table: SideManifest) -> None:
@@ -193,7 +181,7 @@ def read_part(store_uri: str, part: Part) -> pq.ParquetFile:
     uri = storage.join(store_uri, part.path)
     source = storage.open_input(uri)
     try:
-        digest, _ = _digest(source)
+        digest, _ = storage.digest(source)
     except OSError as error:
         raise storage.explained(uri, "read", error) from error
     if digest != part.sha256:

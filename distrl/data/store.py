@@ -10,8 +10,6 @@ from distrl import storage
 from distrl.errors import SchemaError, StorageError
 from distrl.schema import MANIFEST_NAME, Manifest, Shard
 
-_READ_BYTES = 1 << 22
-
 
 def read_manifest(store_uri: str) -> Manifest:
     """The manifest of a finished store.
@@ -63,13 +61,9 @@ def verify_shard(store_uri: str, shard: Shard) -> None:
     """
     uri = storage.join(store_uri, shard.path)
     with storage.open_input(uri) as file:
-        digest, size = hashlib.sha256(), 0
-        while chunk := file.read(_READ_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
+        digest, size = storage.digest(file)
         _expect(store_uri, shard, "bytes", shard.bytes, size)
-        _expect(store_uri, shard, "sha256", shard.sha256, digest.hexdigest())
-        file.seek(0)
+        _expect(store_uri, shard, "sha256", shard.sha256, digest)
         try:
             rows = pq.ParquetFile(file).metadata.num_rows
         except pa.ArrowInvalid as error:

@@ -16,7 +16,7 @@ from jaxtyping import Int64, UInt64
 
 from distrl.data.config import DataConfig
 from distrl.data.contrasted import contrasted_ends
-from distrl.data.neighbors import NeighborGroup, read_group
+from distrl.data.neighbors import NeighborGroup, read_group, verify_windows
 from distrl.data.plan import UnitWork, not_in, num_samples
 from distrl.data.ragged_columns import to_ragged
 from distrl.data.side_tables import SideManifest
@@ -67,6 +67,8 @@ class UnitReader:
         shard = self.manifest.sequences[work.shard]
         if self.config.verify_checksums and work.first:
             verify_shard(self.config.store_uri, shard)
+            if self.neighbors is not None:
+                verify_windows(self.config.store_uri, self.neighbors, work.shard)
         key = mixed(mixed(mixed(seed_key(self.seed), work.epoch), work.shard), _SHUFFLE)
         serial = 0
         for number, group in self._row_groups(work.shard, shard, key):

@@ -165,8 +165,8 @@ class EmbedConfig(Config):
     items_per_part: PositiveInt = 4096
     """Items of one file. A finished file is what a killed job keeps."""
     max_part_mb: PositiveInt = 4096
-    """Most vectors of one file, in MB, which an actor has in memory up to three times. A file has
-    the windows of one sequence shard."""
+    """Most vectors of one file, in MB. A file has the windows of one sequence shard. It is written
+    a row group at a time; jobs/retrieve.py holds it whole, at half its size."""
 
     @property
     def source(self) -> Source:

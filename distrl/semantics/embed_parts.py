@@ -31,7 +31,6 @@ from distrl.semantics.window_vectors import (
 KEY = b"distrl.key"
 """In a part's Parquet metadata: what it was made with."""
 _MB = 1 << 20
-_READ_BYTES = 1 << 22
 _BATCHES_AT_ONCE = 8
 """Batches between two counts of what is done."""
 
@@ -91,15 +90,11 @@ def finished_part(store_uri: str, path: str, key: str) -> tuple[Part, int] | Non
     uri = storage.join(store_uri, path)
     if key_of_part(uri) != key:
         return None
-    digest = hashlib.sha256()
     with storage.open_input(uri) as file:
         found = pq.ParquetFile(file)
         rows, dimension = found.metadata.num_rows, found.schema_arrow.field("vector").type.list_size
-        file.seek(0)
-        while chunk := file.read(_READ_BYTES):
-            digest.update(chunk)
-        size = file.tell()
-    return Part(path=path, rows=rows, bytes=size, sha256=digest.hexdigest()), dimension
+        digest, size = storage.digest(file)
+    return Part(path=path, rows=rows, bytes=size, sha256=digest), dimension
 
 
 def key_of_part(uri: str) -> str | None:
@@ -247,7 +242,8 @@ class EmbedActor:
             raise ConfigError(
                 f"shard {shard.path} has {most:,} windows, {megabytes:,.0f} MB of vectors, above "
                 f"max_part_mb={config.max_part_mb}: take windows.which=last, prepare the store "
-                "with a smaller shard_mb, or raise max_part_mb if an actor has the memory"
+                "with a smaller shard_mb, or raise max_part_mb if tasks of jobs/retrieve.py, which "
+                "hold half of it, have the memory"
             )
 
 

@@ -1,6 +1,5 @@
 """Texts of a store's items: from JSON lines, or from a table of descriptions."""
 
-import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -13,9 +12,8 @@ from distrl.data.side_tables import SideManifest, read_part
 from distrl.data.store import read_item_ids
 from distrl.errors import SchemaError
 from distrl.schema import Manifest
-from distrl.storage import explained, open_input
+from distrl.storage import digest, explained, open_input
 
-_READ_BYTES = 1 << 22
 _LINES_AT_ONCE = 65536
 
 
@@ -25,14 +23,11 @@ def content_hash(uri: str) -> str:
     Raises:
         StorageError: If it cannot be read.
     """
-    digest = hashlib.sha256()
     try:
         with open_input(uri) as file:
-            while chunk := file.read(_READ_BYTES):
-                digest.update(chunk)
+            return digest(file)[0]
     except OSError as error:
         raise explained(uri, "read", error) from error
-    return digest.hexdigest()
 
 
 def texts_of_lines(uri: str, store_uri: str, manifest: Manifest) -> pa.Array:
