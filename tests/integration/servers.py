@@ -48,6 +48,26 @@ def job_environment(environment: Mapping[str, str] | None = None) -> dict[str, s
 
 
 @contextmanager
+def ray_here(cpus: int = 2) -> Iterator[None]:
+    """Ray in this process, of its own and alone."""
+    import ray  # most tests start it in a job of its own
+
+    # Short, because the paths of Ray's sockets lie below it.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=folder,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
 def ray_cluster(environment: Mapping[str, str], nodes: int = 2, cpus: int = 4) -> Iterator[str]:
     """A cluster of several nodes on this machine, ended by its own process; yields its address."""
     script = (

@@ -1,11 +1,9 @@
 """The table of correlated items on a real local Ray, and a training whose views use it."""
 
-import tempfile
 from math import log, sqrt
 
 import numpy as np
 import pytest
-import ray
 
 from distrl import storage
 from distrl.config import RunConfig
@@ -15,6 +13,7 @@ from distrl.data.correlation_table import read_substitutes
 from distrl.data.store import read_manifest
 from distrl.errors import ConfigError, SchemaError
 from distrl.train.local import train_locally
+from tests.integration.servers import ray_here
 from tests.store_factory import make_store
 
 NUM_ITEMS = 900
@@ -22,17 +21,8 @@ NUM_ITEMS = 900
 
 @pytest.fixture(scope="module")
 def cluster():
-    # Short, because the paths of Ray's sockets lie below it.
-    with tempfile.TemporaryDirectory(prefix="corr-", dir="/tmp") as folder:
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            _temp_dir=folder,
-        )
+    with ray_here():
         yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 
 from distrl.config import RunConfig, load_config
@@ -37,6 +35,7 @@ from distrl.train.saved import read_checkpoint
 from jobs import embed as job
 from tests.integration.embedding_server import embedding_server
 from tests.integration.models import random_model
+from tests.integration.servers import ray_here
 from tests.store_factory import make_store
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,17 +49,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def cluster():
     os.environ[KEY_NAME] = KEY  # Ray's processes inherit it
-    # Short, because the paths of Ray's sockets lie below it.
-    with tempfile.TemporaryDirectory(prefix="emb-", dir="/tmp") as folder:
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            _temp_dir=folder,
-        )
+    with ray_here():
         yield
-        ray.shutdown()
     del os.environ[KEY_NAME]
 
 

@@ -1,11 +1,8 @@
 """Tables of neighbors on a real local Ray, against a loop over all pairs."""
 
-import tempfile
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from distrl.data.side_tables import find_table
 from distrl.data.store import read_manifest
@@ -14,6 +11,7 @@ from distrl.semantics.retrieve import retrieve
 from distrl.semantics.retrieve_config import RetrieveConfig
 from jobs.retrieve import main, summary
 from tests.embeddings_factory import make_embeddings, windows_of_store
+from tests.integration.servers import ray_here
 from tests.store_factory import make_store
 
 pytestmark = pytest.mark.slow
@@ -23,17 +21,8 @@ NUM_ITEMS, DIMENSION, MAX_LEN = 40, 6, 4
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    # Short, because the paths of Ray's sockets lie below it.
-    with tempfile.TemporaryDirectory(prefix="retr-", dir="/tmp") as folder:
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            _temp_dir=folder,
-        )
+    with ray_here():
         yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

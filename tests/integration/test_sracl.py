@@ -1,14 +1,11 @@
 """SRA-CL under Ray: neighbors joined by readers, a worker killed, and tables that do not fit."""
 
-import json
-import sqlite3
 import subprocess
 import sys
 
 import pytest
 
-from distrl.data.plan import Ledger
-from distrl.data.store import manifest_hash
+from tests.integration.finished_runs import assert_each_row_once, last_checkpoint, only_run
 from tests.integration.servers import (
     REPOSITORY,
     job_environment,
@@ -16,7 +13,7 @@ from tests.integration.servers import (
     small_run,
     write_config,
 )
-from tests.integration.test_laclrec import kill_a_worker_after, metrics
+from tests.integration.test_laclrec import kill_a_worker_after
 from tests.neighbor_store import neighbor_store
 
 pytestmark = pytest.mark.slow
@@ -78,23 +75,13 @@ def test_a_killed_worker_costs_nothing_and_neighbors_come_back_with_the_rows(nea
     finally:
         process.kill()
 
-    snapshot = json.loads((run_folder / "checkpoint_manager_snapshot.json").read_text())
-    last = run_folder / snapshot["latest_checkpoint_result"]["checkpoint_dir_name"]
-    ledger = Ledger.from_json((last / "ledger.json").read_text(), manifest_hash(manifest))
-    for epoch in range(EPOCHS):
-        for number, shard in enumerate(manifest.sequences):
-            assert ledger.consumed_count(epoch, number) == shard.trainable_rows
-
-    with sqlite3.connect(folder / "runs" / "mlflow.db") as database:
-        runs = database.execute("select run_uuid, status from runs").fetchall()
-    ((run_id, status),) = runs
-    assert status == "FINISHED"
-    found = metrics(folder, run_id)
+    assert_each_row_once(run_folder, manifest, EPOCHS)
+    found = only_run(folder / "runs" / "mlflow.db")
     for key in ("encoder/inter_user", "encoder/intra_user", "encoder_again/inter_user"):
         assert found[key] == sorted(set(found[key])), f"a point of {key} is there twice"
     assert "augmenters/inter_user" not in found
     assert {"views/semantic/alignment", "views/synthesized/alignment"} <= set(found)
-    assert (last / "optimizer-synthesizer.safetensors").exists()
+    assert (last_checkpoint(run_folder) / "optimizer-synthesizer.safetensors").exists()
 
 
 def test_a_table_that_does_not_fit_is_one_line_before_ray_starts(near):
