@@ -15,8 +15,6 @@ from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from annotated_types import Ge
 from pydantic import PositiveInt
@@ -31,9 +29,9 @@ from distrl.data.correlation_table import (
     write_manifest,
     write_part,
 )
-from distrl.data.ragged_columns import to_ragged
+from distrl.data.histories import read_histories
 from distrl.data.ray_stage import Stage, run_generators, run_tasks
-from distrl.data.store import check_sizes, manifest_hash, read_manifest, verify_shard
+from distrl.data.store import check_sizes, manifest_hash, read_manifest
 from distrl.errors import ConfigError, SchemaError, StorageError
 from distrl.ops.correlation import (
     BYTES_PER_SUM,
@@ -52,7 +50,6 @@ from distrl.schema import NUM_HELD_OUT, Config, Manifest, Shard
 _MB = 1 << 20
 _SMALLEST_PARTITION_MB = 8
 _MAX_PARTITIONS = 4096
-_USERS_AT_ONCE = 1024
 
 logger = logging.getLogger(__name__)
 
@@ -233,18 +230,9 @@ def training_parts(store_uri: str, shard: Shard, num_items: int) -> Generator[Ra
         SchemaError: If the shard is not what the manifest says.
         StorageError: If it cannot be read.
     """
-    verify_shard(store_uri, shard)
-    uri = storage.join(store_uri, shard.path)
-    with storage.open_input(uri) as source:
-        for batch in pq.ParquetFile(source).iter_batches(_USERS_AT_ONCE, columns=["items"]):
-            whole = to_ragged(pa.chunked_array([batch.column("items")]))
-            if len(whole.values) and not 1 <= whole.values.min() <= whole.values.max() <= num_items:
-                raise SchemaError(
-                    f"shard {uri} holds items {whole.values.min()} to {whole.values.max()}, its "
-                    f"manifest says 1 to {num_items}; prepare the store again"
-                )
-            kept = np.maximum(whole.lengths - NUM_HELD_OUT, 0)
-            yield whole.pieces(whole.offsets[:-1], kept)
+    for _, whole in read_histories(store_uri, shard, num_items):
+        kept = np.maximum(whole.lengths - NUM_HELD_OUT, 0)
+        yield whole.pieces(whole.offsets[:-1], kept)
 
 
 def counted(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from distrl import storage
+from distrl.data.histories import read_histories
 from distrl.data.side_tables import (
     Part,
     SideManifest,
@@ -31,7 +32,7 @@ from distrl.semantics.asked import Asked
 from distrl.semantics.asking import ask_all
 from distrl.semantics.describe_config import DescribeConfig
 from distrl.semantics.endpoint import api_key
-from distrl.semantics.examples import find_examples, no_examples, read_histories
+from distrl.semantics.examples import find_examples, no_examples
 from distrl.semantics.item_records import ItemRecords, read_item_records
 from distrl.semantics.prompts import (
     Prompt,

@@ -4,28 +4,21 @@ Of all windows of two items or more that end with an item those stay whose draw 
 comes from the seed and the items shown, so shards and their order do not change what is drawn.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from jaxtyping import Int32, UInt64
 
-from distrl import storage
+from distrl.data.histories import read_histories
 from distrl.data.ray_stage import Stage, fetch, run_tasks
-from distrl.data.store import verify_shard
-from distrl.data.units import to_ragged
-from distrl.errors import SchemaError
 from distrl.ops.ragged import Ragged
 from distrl.ops.sequences import mixed, seed_key
 from distrl.ops.windows import windows_of
 from distrl.schema import Manifest, Shard
 from distrl.semantics.describe_config import DescribeConfig
-
-_USERS_AT_ONCE = 1024
 
 
 class Examples(NamedTuple):
@@ -77,34 +70,6 @@ def lowest(examples: list[Examples], count: int) -> Examples:
     firsts = np.searchsorted(items[:, -1], items[:, -1])
     kept = np.arange(len(items)) - firsts < count
     return Examples(items[kept], draws[kept])
-
-
-def read_histories(
-    store_uri: str, shard: Shard, num_items: int, *, verify: bool = True
-) -> Generator[tuple[int, Ragged], None, None]:
-    """The users of a shard, some at a time: the row of the first, and whole histories.
-
-    Raises:
-        SchemaError: If the shard is not what the manifest says.
-        StorageError: If it cannot be read.
-    """
-    if verify:
-        verify_shard(store_uri, shard)
-    uri, row = storage.join(store_uri, shard.path), 0
-    try:
-        with storage.open_input(uri) as source:
-            for batch in pq.ParquetFile(source).iter_batches(_USERS_AT_ONCE, columns=["items"]):
-                whole = to_ragged(pa.chunked_array([batch.column("items")]))
-                low, high = whole.values.min(initial=1), whole.values.max(initial=1)
-                if low < 1 or high > num_items:
-                    raise SchemaError(
-                        f"shard {uri} holds items {low} to {high}, its manifest says 1 to "
-                        f"{num_items}; prepare the store again"
-                    )
-                yield row, whole
-                row += batch.num_rows
-    except OSError as error:
-        raise storage.explained(uri, "read", error) from error
 
 
 def find_examples(
