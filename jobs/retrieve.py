@@ -5,7 +5,8 @@ r"""Find for each item and each training window of a store the nearest ones by t
         python jobs/retrieve.py configs/retrieve/beauty.yaml store_uri=...
 
 Reads the table that jobs/embed.py made and writes <store>/neighbors/<name>. The same command again
-finds the finished table and does nothing. Without RAY_ADDRESS a Ray is started on this machine.
+goes on where it was killed, and finds a finished table and does nothing. Without RAY_ADDRESS a Ray
+is started on this machine.
 """
 
 import time
@@ -89,8 +90,10 @@ def searched(table: SideManifest, what: str) -> str:
     said = f"{facts[f'{what}_index']} in {facts[f'{what}_search_s']} s"
     if f"{what}_recall" not in facts:
         return said
+    count = facts[f"{what}_indexes"]
     return (
-        f"{said}, index of {facts[f'{what}_index_mb']} MB in {facts[f'{what}_index_s']} s, recall "
+        f"{said}, {'index' if count == 1 else f'{count} indexes'} of "
+        f"{facts[f'{what}_index_mb']} MB in {facts[f'{what}_index_s']} s, recall "
         f"{facts[f'{what}_recall']} on {facts[f'{what}_recall_queries']:,} queries, "
         f"{facts[f'{what}_searched_again']:,} searched again exactly"
     )

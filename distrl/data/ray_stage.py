@@ -47,9 +47,12 @@ class Stage:
     def _line(self) -> str:
         elapsed = time.monotonic() - self._start
         rate = f", {self._rows / elapsed:,.0f}/s" if elapsed > 0 and self._rows else ""
+        left = ""
+        if 0 < self._done < self._total:
+            left = f", about {elapsed / self._done * (self._total - self._done):,.0f} s left"
         return (
             f"{self._name:<24} {self._done:>5}/{self._total} tasks  {self._rows:>13,} rows"
-            f"  {elapsed:6.1f} s{rate}"
+            f"  {elapsed:6.1f} s{rate}{left}"
         )
 
 

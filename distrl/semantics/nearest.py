@@ -108,6 +108,11 @@ class Best:
         kept = order[starts[:, None] + np.arange(width)]
         self.scores[touched], self.numbers[touched] = scores[kept], numbers[kept]
 
+    def merge(self, other: "Best", first: int = 0) -> None:
+        """Considers what was found for the queries from `first` on among other vectors."""
+        rows, places = np.nonzero(other.numbers >= 0)
+        self.add(first + rows, other.scores[rows, places], other.numbers[rows, places])
+
 
 def nearest(
     queries: Queries, pools: Iterable[tuple[int, Pool]], num_neighbors: int, block_bytes: int

@@ -33,7 +33,7 @@ class RetrieveConfig(Config):
     exact_up_to: PositiveInt = 200_000
     """Vectors; exact search takes time in their square."""
     num_lists: PositiveInt | None = None
-    """Cells of an ivf index; None: twice the square root of the number of vectors."""
+    """Cells of an ivf index; None: twice the square root of the number of its vectors."""
     num_probes: PositiveInt | None = None
     """Cells of an ivf index that a search looks into; None: a 32nd of them, and 16 at least."""
     num_links: Annotated[int, Ge(2)] = 32
@@ -42,6 +42,10 @@ class RetrieveConfig(Config):
     """Candidates that are held while a vector is linked into an hnsw index."""
     ef_search: PositiveInt = 64
     """Candidates that are held while an hnsw index is searched."""
+    vectors_per_index: PositiveInt = 20_000_000
+    """Most vectors of an index, which must fit into the memory of a node: two bytes for each number
+    of a vector, and more for hnsw's links. More vectors get several indexes, each of whole parts of
+    the table and built by a task of its own, and every query asks all of them."""
     most_more: PositiveInt = 64
     """An index is asked for twice the neighbors and for as many more as there are windows of the
     same user. Users with more windows than this are searched for one by one instead, without
@@ -53,7 +57,7 @@ class RetrieveConfig(Config):
     num_cpus: PositiveInt | None = None
     """CPUs in use at a time; None: as many as the cluster has."""
     cpus_per_task: PositiveInt = 1
-    """CPUs, and compute threads, of each task. An index is built by one task."""
+    """CPUs, and compute threads, of each task; the building of an index is one."""
     queries_per_task: PositiveInt = 32_768
     """Windows whose neighbors a task finds. Exact search reads all vectors once a task, so fewer
     cost time and more cost memory: four bytes for each number of their vectors."""
@@ -71,7 +75,7 @@ class RetrieveConfig(Config):
         if method == "auto":
             method = "exact" if num_vectors <= self.exact_up_to else "ivf"
         if lists is None:
-            lists = max(1, round(2 * math.sqrt(num_vectors)))
+            lists = max(1, round(2 * math.sqrt(min(num_vectors, self.vectors_per_index))))
         if probes is None:
             probes = max(16, lists // 32)
         chosen = {"index": method, "num_lists": lists, "num_probes": probes}
@@ -81,7 +85,13 @@ class RetrieveConfig(Config):
     def knobs(self) -> dict[str, str | int]:
         """What decides which neighbors are found, once it is resolved."""
         names = {
-            "ivf": ("num_lists", "num_probes", "most_more"),
-            "hnsw": ("num_links", "ef_construction", "ef_search", "most_more"),
+            "ivf": ("num_lists", "num_probes", "most_more", "vectors_per_index"),
+            "hnsw": (
+                "num_links",
+                "ef_construction",
+                "ef_search",
+                "most_more",
+                "vectors_per_index",
+            ),
         }
         return self.model_dump(include={"index", *names.get(self.index, ())})

@@ -10,6 +10,7 @@ import numpy as np
 import ray
 from ray import ObjectRef
 
+from distrl import storage
 from distrl.data.ray_stage import Stage, run_tasks
 from distrl.data.side_tables import (
     Part,
@@ -25,6 +26,7 @@ from distrl.semantics.neighbor_table import total
 from distrl.semantics.retrieve_config import RetrieveConfig
 from distrl.semantics.retrieve_tasks import (
     Loaded,
+    PartIndex,
     Vectors,
     Written,
     build_index,
@@ -37,6 +39,7 @@ from distrl.semantics.retrieve_tasks import (
     write_items,
     write_windows,
 )
+from distrl.semantics.searched import found_folder, found_key
 
 Facts = dict[str, float | int | str]
 
@@ -72,7 +75,7 @@ class Retrieval:
         self._facts: Facts = {}
 
     def run(self) -> SideManifest:
-        """Runs all stages; a table that is there stays until its successor's index is proven."""
+        """Runs all stages; a table that is there stays until all of its successor is found."""
         config, table = self._config, self._table
         items = self._indexed(self._load_items())
         content: list[ObjectRef] = []
@@ -80,11 +83,13 @@ class Retrieval:
         if table.window_parts:
             windows, content = self._load_windows()
             windows = self._indexed(windows)
+        found_items = self._search(items)
+        found_windows = self._search(windows) if windows is not None else []
         clear_table(config.store_uri, "neighbors", config.table)
-        item_parts = self._write_items(items, self._search(items))
+        item_parts = self._write_items(items, found_items)
         written = []
         if windows is not None:
-            written = self._write_windows(windows, content, self._search(windows))
+            written = self._write_windows(windows, content, found_windows)
         made = SideManifest(
             kind="neighbors",
             store_hash=manifest_hash(self._manifest),
@@ -101,6 +106,7 @@ class Retrieval:
         )
         self._prove_reachable(made)
         write_manifest(config.store_uri, config.table, made)
+        storage.delete(found_folder(config.store_uri, config.table))
         return made
 
     def _prove_reachable(self, made: SideManifest) -> None:
@@ -165,11 +171,14 @@ class Retrieval:
 
         start = time.monotonic()
         trained_on = self._sample(vectors, sample_size(config))
-        build = self._task(build_index, config, vectors, trained_on)
-        ((num_bytes, (index,)),) = self._run(f"build {what} index", [build], _none)
-        self._facts[f"{what}_index_mb"] = round(num_bytes / 1e6, 1)
+        cut = vectors.cut(config.vectors_per_index)
+        builds = [self._task(build_index, config, vectors, some, trained_on) for some in cut]
+        built = self._run(f"build {what} index", builds, _none)
+        self._facts[f"{what}_indexes"] = len(built)
+        self._facts[f"{what}_index_mb"] = round(sum(size for size, _ in built) / 1e6, 1)
         self._facts[f"{what}_index_s"] = round(time.monotonic() - start, 1)
-        vectors = vectors.with_index(index)
+        indexes = [content for _, (content,) in built]
+        vectors = vectors.with_indexes(list(map(PartIndex, indexes, cut)))
         self._check_recall(vectors)
         return vectors
 
@@ -215,9 +224,13 @@ class Retrieval:
             bounds = np.linspace(0, size, -(-size // most) + 1).astype(int).tolist()
             ranges += [(piece, low, high) for low, high in pairwise(bounds)]
         launches = [
-            self._task(search, config, vectors, piece, low, high) for piece, low, high in ranges
+            self._task(search, config, vectors, *some, self._kept(vectors.what, *some))
+            for some in ranges
         ]
         finished = self._run(f"search {vectors.what}", launches, lambda s: s.num_queries)
+        taken_over = sum(summary.taken_over for summary, _ in finished)
+        if taken_over:
+            self._say(f"{taken_over} of {len(finished)} searches were done by an earlier run")
         found: list[list[ObjectRef]] = [[] for _ in vectors.sizes]
         for (piece, _, _), (_, references) in zip(ranges, finished, strict=True):
             found[piece].append(references[0])
@@ -226,6 +239,13 @@ class Retrieval:
             self._facts[f"{vectors.what}_searched_again"] = repeated
         self._facts[f"{vectors.what}_search_s"] = round(time.monotonic() - start, 1)
         return found
+
+    def _kept(self, what: str, piece: int, low: int, high: int) -> str:
+        """Where a task keeps what it found."""
+        config = self._config
+        key = found_key(manifest_hash(self._manifest), self._made_with)
+        folder = found_folder(config.store_uri, config.table)
+        return storage.join(folder, key, f"{what}-{piece:05d}-{low}-{high}.npz")
 
     def _write_items(self, items: Vectors, found: list[list[ObjectRef]]) -> list[Part]:
         launches = [

@@ -5,6 +5,7 @@ Each is told its compute threads, which a worker's libraries would otherwise tak
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -28,9 +29,19 @@ from distrl.semantics.neighbor_table import (
     windows_schema,
 )
 from distrl.semantics.retrieve_config import RetrieveConfig
+from distrl.semantics.searched import Searched, keep_search, kept_search
 
 _QUERIES_AT_ONCE = 4096
 _MB = 1 << 20
+
+
+class PartIndex(NamedTuple):
+    """An index of some successive pieces."""
+
+    content: ObjectRef
+    """In FAISS's format."""
+    pieces: tuple[int, int]
+    """The first of them, and the one after the last."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +53,28 @@ class Vectors:
     """Number of the first vector of each piece."""
     sizes: tuple[int, ...]
     pools: tuple[ObjectRef, ...]
-    index: ObjectRef | None = None
-    """In FAISS's format; None where search is exact."""
+    indexes: tuple[PartIndex, ...] = ()
+    """Together of all pieces; none where search is exact."""
 
-    def pieces(self) -> Iterator[tuple[int, Pool]]:
-        """The pieces, each with the number of its first vector."""
-        for start, pool in zip(self.starts, self.pools, strict=True):
+    def pieces(self, some: tuple[int, int] | None = None) -> Iterator[tuple[int, Pool]]:
+        """The pieces, or some successive ones, each with the number of its first vector."""
+        here = slice(*some) if some else slice(None)
+        for start, pool in zip(self.starts[here], self.pools[here], strict=True):
             yield start, ray.get(pool)
 
-    def with_index(self, index: ObjectRef) -> "Vectors":
-        """The same vectors, to be searched by an index."""
-        return replace(self, index=index)
+    def with_indexes(self, indexes: Sequence[PartIndex]) -> "Vectors":
+        """The same vectors, to be searched by indexes."""
+        return replace(self, indexes=tuple(indexes))
+
+    def cut(self, most: int) -> list[tuple[int, int]]:
+        """Successive pieces, together at most so many vectors unless one piece has more."""
+        bounds, held = [0], 0
+        for piece, size in enumerate(self.sizes):
+            if held and held + size > most:
+                bounds.append(piece)
+                held = 0
+            held += size
+        return list(pairwise([*bounds, len(self.sizes)]))
 
 
 class Loaded(NamedTuple):
@@ -61,14 +83,6 @@ class Loaded(NamedTuple):
     size: int
     num_sought: int
     num_zero: int
-
-
-class Searched(NamedTuple):
-    """What a task found."""
-
-    num_queries: int
-    num_repeated: int
-    """Queries that an index gave too few for, and that were searched exactly."""
 
 
 class Written(NamedTuple):
@@ -118,14 +132,14 @@ def sampled(start: int, pool: Pool, rows: Int64[np.ndarray, " rows"]) -> tuple[i
 
 @ray.remote(num_returns=2)
 def build_index(
-    config: RetrieveConfig, vectors: Vectors, sample: Sequence[ObjectRef]
+    config: RetrieveConfig, vectors: Vectors, some: tuple[int, int], sample: Sequence[ObjectRef]
 ) -> tuple[int, np.ndarray]:
-    """Bytes of the index, and these."""
+    """Bytes of the index of some successive pieces, and these."""
     from distrl.semantics import ann  # FAISS takes a second to load and is not always installed
 
     with threadpool_limits(config.cpus_per_task):
         trained_on = Queries.joined(ray.get(list(sample))).directions
-        index = ann.build(vectors.pieces(), trained_on, config)
+        index = ann.build(vectors.pieces(some), trained_on, config)
         content = ann.to_bytes(index)
     return len(content), content
 
@@ -152,9 +166,7 @@ def measure_recall(
     queries = Queries.joined(ray.get(list(sample)))
     exact = Best(len(queries.groups), config.num_neighbors)
     for piece in pieces:
-        best = ray.get(piece)
-        rows, places = np.nonzero(best.numbers >= 0)
-        exact.add(rows, best.scores[rows, places], best.numbers[rows, places])
+        exact.merge(ray.get(piece))
     with threadpool_limits(config.cpus_per_task):
         found, _ = _search(queries, vectors, config)
     return (len(queries.groups), recall(found, exact)), None
@@ -162,17 +174,23 @@ def measure_recall(
 
 @ray.remote(num_returns=2)
 def search(
-    config: RetrieveConfig, vectors: Vectors, piece: int, low: int, high: int
+    config: RetrieveConfig, vectors: Vectors, piece: int, low: int, high: int, kept_uri: str
 ) -> tuple[Searched, Int64[np.ndarray, "rows K"]]:
-    """Numbers of the neighbors of rows low..high of a piece, -1 for none."""
+    """Numbers of the neighbors of rows low..high of a piece, -1 for none; they are kept."""
+    shape = (high - low, config.num_neighbors)
+    kept = kept_search(kept_uri, shape)
+    if kept is not None:
+        return kept
     pool, rows = ray.get(vectors.pools[piece]), np.arange(low, high)
     sought = pool.sought[low:high]
     queries = Queries.of(pool, vectors.starts[piece], rows)
-    numbers = np.full((len(rows), config.num_neighbors), -1, np.int64)
+    numbers = np.full(shape, -1, np.int64)
     with threadpool_limits(config.cpus_per_task):
         best, num_repeated = _search(queries, vectors, config)
     numbers[sought] = best.numbers
-    return Searched(len(best.numbers), num_repeated), numbers
+    searched = Searched(len(best.numbers), num_repeated)
+    keep_search(kept_uri, searched, numbers)
+    return searched, numbers
 
 
 @ray.remote(num_returns=2)
@@ -226,19 +244,17 @@ def write_windows(
 def _search(queries: Queries, vectors: Vectors, config: RetrieveConfig) -> tuple[Best, int]:
     """The nearest of each query, and how many were searched exactly after an index."""
     block = config.block_mb * _MB
-    if vectors.index is None:
+    if not vectors.indexes:
         return nearest(queries, vectors.pieces(), config.num_neighbors, block), 0
     from distrl.semantics import ann
 
-    content = ray.get(vectors.index)
-    index = ann.from_bytes(content)
     best = Best(len(queries.groups), config.num_neighbors)
-    for low in range(0, len(queries.groups), _QUERIES_AT_ONCE):
-        here = slice(low, low + _QUERIES_AT_ONCE)
-        some = queries.take(here)
-        met = ann.candidates(index, some, config)
-        found = among(some, met, vectors.pieces(), config.num_neighbors)
-        best.scores[here], best.numbers[here] = found.scores, found.numbers
+    for content, pieces in vectors.indexes:
+        index = ann.from_bytes(ray.get(content))
+        for low in range(0, len(queries.groups), _QUERIES_AT_ONCE):
+            some = queries.take(slice(low, low + _QUERIES_AT_ONCE))
+            met = ann.candidates(index, some, config)
+            best.merge(among(some, met, vectors.pieces(pieces), config.num_neighbors), low)
     short = np.flatnonzero(np.isneginf(best.least))
     if len(short):
         again = nearest(queries.take(short), vectors.pieces(), config.num_neighbors, block)

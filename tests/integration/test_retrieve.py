@@ -6,7 +6,7 @@ import pytest
 
 from distrl.data.side_tables import find_table
 from distrl.data.store import read_manifest
-from distrl.errors import ConfigError, SchemaError
+from distrl.errors import ConfigError, SchemaError, StorageError
 from distrl.semantics.retrieve import retrieve
 from distrl.semantics.retrieve_config import RetrieveConfig
 from jobs.retrieve import main, summary
@@ -207,6 +207,64 @@ def test_an_index_that_looks_everywhere_finds_what_exact_search_finds(
         assert table.facts[f"{what}_recall"] == 1
         assert 0 < table.facts[f"{what}_recall_queries"] <= 50
         assert table.facts[f"{what}_index"] == index
+
+
+@pytest.mark.parametrize("index", ["ivf", "hnsw"])
+def test_several_indexes_find_what_one_finds(sequences, tmp_path, index):
+    store, vectors = made(tmp_path / "store", sequences)
+    table = run(
+        store,
+        num_neighbors=5,
+        index=index,
+        num_lists=4,
+        num_probes=4,
+        ef_search=500,
+        vectors_per_index=60,
+        recall_sample=50,
+    )
+    check_windows(store, vectors, "every", 5, same_user=False, held_out=False)
+    assert table.facts["items_indexes"] == 1
+    # No two parts have 60 windows together: each has an index of its own.
+    assert table.facts["windows_indexes"] == 3
+    assert table.facts["windows_recall"] == 1
+    said = summary(RetrieveConfig(store_uri=store, embeddings="e"), table, 1.0)
+    assert "3 indexes of " in said
+
+
+def test_a_run_that_fails_is_followed_by_one_that_searches_for_what_is_missing(sequences, tmp_path):
+    store, _ = made(tmp_path / "store", sequences)
+    whole = run(store, name="whole", num_neighbors=5, queries_per_task=7)
+    in_the_way = tmp_path / "store" / "neighbors" / "e" / "pool"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("not a folder")
+    with pytest.raises(StorageError, match="pool"):
+        run(store, num_neighbors=5, queries_per_task=7)
+    assert find_table(store, "neighbors", "e") is None
+    in_the_way.unlink()
+    kept = sorted((tmp_path / "store" / "neighbors" / "e" / "found").glob("*/windows-*.npz"))
+    assert len(kept) > 5
+    kept[0].unlink()
+    kept[1].write_bytes(kept[1].read_bytes()[:-40])
+    lines = []
+    config = RetrieveConfig(store_uri=store, embeddings="e", num_neighbors=5, queries_per_task=7)
+    again = retrieve(config, say=lines.append)
+    assert f"{len(kept) - 2} of {len(kept)} searches were done by an earlier run" in lines
+    assert again.content_hash == whole.content_hash
+    assert not (tmp_path / "store" / "neighbors" / "e" / "found").exists()
+
+
+def test_what_was_found_with_other_settings_is_not_taken_over(sequences, tmp_path):
+    store, vectors = made(tmp_path / "store", sequences)
+    in_the_way = tmp_path / "store" / "neighbors" / "e" / "items"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("not a folder")
+    with pytest.raises(StorageError, match="items"):
+        run(store, num_neighbors=5, exclude_same_user=False)
+    in_the_way.unlink()
+    lines = []
+    retrieve(RetrieveConfig(store_uri=store, embeddings="e", num_neighbors=5), say=lines.append)
+    assert not [line for line in lines if "earlier run" in line]
+    check_windows(store, vectors, "every", 5, same_user=False, held_out=False)
 
 
 def test_too_low_a_recall_is_an_error_that_names_the_knob_and_leaves_no_table(sequences, tmp_path):

@@ -39,10 +39,18 @@ def test_every_shipped_config_loads(path):
 def test_auto_is_exact_up_to_a_number_of_vectors():
     config = RetrieveConfig(store_uri="s", embeddings="e", exact_up_to=10_000)
     assert config.resolved(10_000).knobs == {"index": "exact"}
-    knobs = {"index": "ivf", "num_lists": 200, "num_probes": 16, "most_more": 64}
+    knobs = {
+        "index": "ivf",
+        "num_lists": 200,
+        "num_probes": 16,
+        "most_more": 64,
+        "vectors_per_index": 20_000_000,
+    }
     assert config.resolved(10_001).knobs == knobs
     million = config.resolved(1_000_000)
     assert (million.num_lists, million.num_probes) == (2000, 62)
+    halves = config.model_copy(update={"vectors_per_index": 500_000})
+    assert halves.resolved(1_000_000).num_lists == 1414
     assert config.model_copy(update={"num_probes": 3}).resolved(1_000_000).num_probes == 3
     hnsw = RetrieveConfig(store_uri="s", embeddings="e", index="hnsw", num_links=8)
     assert hnsw.resolved(5).knobs["num_links"] == 8
