@@ -4,21 +4,20 @@ All fields of an item may go into a prompt; an embedder that needs one text an i
 lines with `distrl.semantics.item_texts`.
 """
 
-import hashlib
-import json
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from distrl import storage
+from distrl.data.item_lines import item_lines
 from distrl.data.store import read_item_ids
 from distrl.errors import SchemaError
 from distrl.schema import Manifest
 from distrl.semantics.describe_config import ItemTextsConfig
 from distrl.semantics.item_replies import stored
+from distrl.semantics.item_texts import content_hash
 
 MISSING = "missing"
 """What a field is shown as that an item does not have."""
@@ -36,7 +35,7 @@ class ItemRecords(NamedTuple):
     num_missing: int
     """Items without a line."""
     sha256: str
-    """Of the lines, in hex."""
+    """Of the file, in hex."""
 
     def show(self, items: Sequence[int] | np.ndarray) -> list[str]:
         """Items as histories show them.
@@ -65,12 +64,10 @@ def read_item_records(
     """
     ids = [str(item) for item in read_item_ids(store_uri, manifest).to_pylist()]
     places = {item: place for place, item in enumerate(ids)}
-    template, digest = string.Template(window_item), hashlib.sha256()
+    template = string.Template(window_item)
     texts: list[tuple[str, str, str] | None] = [None] * len(ids)
     own = "nothing"
-    for number, line in enumerate(_lines(config.uri, digest), start=1):
-        record = _record(config, number, line)
-        own = str(record[config.id])
+    for _, own, record in item_lines(config.uri, "item_texts.uri", config.id):
         place = places.get(own)
         if place is None:
             continue
@@ -93,7 +90,7 @@ def read_item_records(
         pa.array(attributes, pa.large_string()),
         pa.array(raw, pa.large_string()),
         num_missing,
-        digest.hexdigest(),
+        content_hash(config.uri),
     )
 
 
@@ -120,32 +117,3 @@ def _texts_of(
     raw = fields.get(config.text, MISSING)
     shown = template.substitute(title=title, attributes=attributes)
     return shown, attributes, attributes if raw == MISSING else raw
-
-
-def _record(config: ItemTextsConfig, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):  # also bytes that are no UTF-8
-        record = None
-    own = record.get(config.id) if isinstance(record, dict) else None
-    if record is None or not isinstance(own, str | int) or isinstance(own, bool):
-        raise SchemaError(
-            f"item_texts.uri={config.uri}: line {number} is no JSON object with a string or whole "
-            f"number as {config.id!r}, which item_texts.id names"
-        )
-    return record
-
-
-def _lines(uri: str, digest: Any) -> Iterator[bytes]:  # noqa: ANN401
-    fs, path = storage.filesystem(uri)
-    try:
-        with fs.open_input_stream(path) as file:
-            rest = b""
-            while block := file.read(1 << 20):
-                digest.update(block)
-                *lines, rest = (rest + block).split(b"\n")
-                yield from (line for line in lines if line.strip())
-            if rest.strip():
-                yield rest
-    except OSError as error:
-        raise storage.explained(uri, "read", error) from error

@@ -1,13 +1,13 @@
 """Texts of a store's items: from JSON lines, or from a table of descriptions."""
 
-import io
-import json
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from distrl.data.item_lines import ItemLine, item_lines
 from distrl.data.side_tables import SideManifest, read_part
 from distrl.data.store import read_item_ids
 from distrl.errors import SchemaError
@@ -89,36 +89,17 @@ def _blank_as_null(texts: pa.Array) -> pa.Array:
 
 def _blocks(uri: str) -> Iterator[tuple[pa.Array, pa.Array]]:
     """Own ids and texts, some lines at a time."""
-    items: list[str] = []
-    texts: list[str | None] = []
-    try:
-        with open_input(uri) as source, io.BufferedReader(source) as lines:  # pyright: ignore[reportArgumentType]
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                item, text = _entry(uri, number, line)
-                items.append(item)
-                texts.append(text)
-                if len(items) == _LINES_AT_ONCE:
-                    yield pa.array(items, pa.string()), pa.array(texts, pa.large_string())
-                    items, texts = [], []
-    except OSError as error:
-        raise explained(uri, "read", error) from error
-    yield pa.array(items, pa.string()), pa.array(texts, pa.large_string())
+    lines = item_lines(uri, "item_text_uri")
+    while some := list(islice(lines, _LINES_AT_ONCE)):
+        items = [line.item for line in some]
+        texts = [_text(uri, line) for line in some]
+        yield pa.array(items, pa.string()), pa.array(texts, pa.large_string())
 
 
-def _entry(uri: str, number: int, line: bytes) -> tuple[str, str | None]:
-    try:
-        entry = json.loads(line)
-    except ValueError:  # also bytes that are no UTF-8
-        entry = None
-    item = entry.get("item") if isinstance(entry, dict) else None
-    if entry is None or not isinstance(item, str | int) or isinstance(item, bool):
-        raise SchemaError(
-            f"item_text_uri={uri}: line {number} is no JSON object with a key `item` that is a "
-            "string or a whole number"
-        )
-    text = entry.get("text") or entry.get("title")
+def _text(uri: str, line: ItemLine) -> str | None:
+    text = line.record.get("text") or line.record.get("title")
     if text is not None and not isinstance(text, str):
-        raise SchemaError(f"item_text_uri={uri}: line {number}: the text of {item!r} is no string")
-    return str(item), text
+        raise SchemaError(
+            f"item_text_uri={uri}: line {line.number}: the text of {line.item!r} is no string"
+        )
+    return text

@@ -1,14 +1,11 @@
 """Mended sequences as a page that people read, with the items' own names."""
 
-import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from distrl.contract import Mark
+from distrl.data.item_lines import item_lines
 from distrl.data.store import read_item_ids
-from distrl.errors import SchemaError
 from distrl.schema import Manifest
-from distrl.storage import explained, open_input
 
 SHOWN = {"kept": "{}", "deleted": "~~{}~~", "inserted": "**+ {}**"}
 NAME_CHARS = 60
@@ -50,26 +47,8 @@ def item_names(
 
 
 def _texts(uri: str, wanted: set[str]) -> dict[str, str]:
-    found = {}
-    try:
-        with open_input(uri) as source, io.BufferedReader(source) as lines:  # pyright: ignore[reportArgumentType]
-            for number, line in enumerate(lines, start=1):
-                entry = _entry(uri, number, line)
-                name = str(entry["item"])
-                if name in wanted:
-                    found[name] = str(entry.get("title") or entry.get("text") or name)
-    except OSError as error:
-        raise explained(uri, "read", error) from error
-    return found
-
-
-def _entry(uri: str, number: int, line: bytes) -> dict[str, object]:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError:
-        entry = None
-    if not isinstance(entry, dict) or "item" not in entry:
-        raise SchemaError(
-            f"data.item_text_uri={uri}: line {number} is no JSON object with a key `item`"
-        )
-    return entry
+    return {
+        line.item: str(line.record.get("title") or line.record.get("text") or line.item)
+        for line in item_lines(uri, "data.item_text_uri")
+        if line.item in wanted
+    }

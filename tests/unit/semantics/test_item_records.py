@@ -61,7 +61,8 @@ def test_lines_meet_items_by_the_logs_own_ids_in_any_order(read):
 
 def test_compressed_lines_are_the_same_lines(read):
     lines = [{"item": f"item-{i}", "title": f"T{i}"} for i in (1, 2, 3)]
-    assert read(lines) == read(lines, "items.jsonl.gz")
+    packed = read(lines, "items.jsonl.gz")
+    assert packed._replace(sha256="") == read(lines)._replace(sha256="")
 
 
 def test_lines_of_other_items_alone_are_an_error_that_shows_both(read):

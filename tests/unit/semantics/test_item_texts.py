@@ -37,10 +37,13 @@ def test_texts_come_in_the_order_of_the_stores_ids(store, tmp_path):
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ("{", "line 2 is no JSON object with a key `item`"),
-        ("[1]", "line 2 is no JSON object with a key `item`"),
-        ({"text": "a"}, "line 2 is no JSON object with a key `item`"),
-        ({"item": 1.5, "text": "a"}, "line 2 is no JSON object with a key `item`"),
+        ("{", "line 2 is no JSON object with a string or a whole number as 'item'"),
+        ("[1]", "line 2 is no JSON object with a string or a whole number as 'item'"),
+        ({"text": "a"}, "line 2 is no JSON object with a string or a whole number as 'item'"),
+        (
+            {"item": 1.5, "text": "a"},
+            "line 2 is no JSON object with a string or a whole number as 'item'",
+        ),
         ({"item": "item-2", "text": ["a"]}, "line 2: the text of 'item-2' is no string"),
         ({"item": "item-1", "text": "b"}, "item 'item-1' has more than one line"),
     ],
