@@ -31,8 +31,8 @@ from distrl.data.correlation_table import (
 )
 from distrl.data.histories import read_histories
 from distrl.data.ray_stage import Stage, run_generators, run_tasks
-from distrl.data.store import check_sizes, manifest_hash, read_manifest
-from distrl.errors import ConfigError, SchemaError, StorageError
+from distrl.data.store import check_sizes, manifest_hash, one_place_for_all, read_manifest
+from distrl.errors import ConfigError
 from distrl.ops.correlation import (
     BYTES_PER_SUM,
     RunningSums,
@@ -151,18 +151,10 @@ class _Correlation:
             num_empty=sum(num_empty for _, num_empty in written),
             parts=tuple(part for part, _ in written),
         )
-        self._prove_reachable(table)
+        with one_place_for_all(self._config.store_uri):
+            check_table_sizes(self._config.store_uri, table)
         write_manifest(config.store_uri, table)
         return table
-
-    def _prove_reachable(self, table: CorrelationManifest) -> None:
-        """Raises StorageError where nodes have written to places of their own."""
-        try:
-            check_table_sizes(self._config.store_uri, table)
-        except SchemaError as error:
-            raise StorageError(
-                f"store_uri={self._config.store_uri} must be one place for all nodes: {error}"
-            ) from error
 
     def _derived_partitions(self) -> int:
         pairs = 2 * self._manifest.num_interactions * (self._config.window - 1)

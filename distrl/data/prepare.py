@@ -34,9 +34,9 @@ from distrl.data.source_files import (
     reading_units,
 )
 from distrl.data.source_schema import learn_columns
-from distrl.data.store import check_sizes
+from distrl.data.store import check_sizes, one_place_for_all
 from distrl.data.store_writer import clear_parts
-from distrl.errors import SchemaError, StorageError
+from distrl.errors import SchemaError
 from distrl.schema import MANIFEST_NAME, Manifest, Shard
 
 _MB = 1 << 20
@@ -140,19 +140,11 @@ class _Preparation:
             sequences=shards,
             items=items,
         )
-        self._prove_reachable(manifest)
+        with one_place_for_all(self._config.store_uri):
+            check_sizes(self._config.store_uri, manifest)
         content = manifest.model_dump_json(indent=1).encode()
         storage.write_bytes(storage.join(store_uri, MANIFEST_NAME), content)
         return manifest
-
-    def _prove_reachable(self, manifest: Manifest) -> None:
-        """Raises StorageError where nodes have written to places of their own."""
-        try:
-            check_sizes(self._config.store_uri, manifest)
-        except SchemaError as error:
-            raise StorageError(
-                f"store_uri={self._config.store_uri} must be one place for all nodes: {error}"
-            ) from error
 
     def _derived_partitions(self) -> int:
         megabytes = sum(file.size for file in self._files) * self._columns.inflation / _MB

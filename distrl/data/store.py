@@ -1,6 +1,8 @@
 """A finished sequence store: its manifest, its item ids, and the proofs that it is whole."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -50,6 +52,21 @@ def check_sizes(store_uri: str, manifest: Manifest) -> None:
         }
         for shard in manifest.sequences if folder == "sequences" else manifest.items:
             _expect(store_uri, shard, "bytes", shard.bytes, found.get(shard.path))
+
+
+@contextmanager
+def one_place_for_all(store_uri: str) -> Iterator[None]:
+    """Around a check of sizes on the driver: what nodes wrote and it does not see lies elsewhere.
+
+    Raises:
+        StorageError: If the check raises a SchemaError.
+    """
+    try:
+        yield
+    except SchemaError as error:
+        raise StorageError(
+            f"store_uri={store_uri} must be one place for all nodes: {error}"
+        ) from error
 
 
 def verify_shard(store_uri: str, shard: Shard) -> None:

@@ -32,8 +32,8 @@ from distrl.data.side_tables import (
     find_table,
     write_manifest,
 )
-from distrl.data.store import check_sizes, read_manifest
-from distrl.errors import ConfigError, SchemaError, StorageError
+from distrl.data.store import check_sizes, one_place_for_all, read_manifest
+from distrl.errors import ConfigError, SchemaError
 from distrl.schema import Manifest
 from distrl.semantics.embed_checks import check_capacity, look_at_model
 from distrl.semantics.embed_config import EmbedConfig
@@ -136,7 +136,8 @@ class _Run:
         else:
             done = self._make(items + windows)
         table = self._table(done, time.monotonic() - start)
-        self._prove_reachable(table)
+        with one_place_for_all(self._config.store_uri):
+            check_part_sizes(self._config.store_uri, self._config.name, table)
         write_manifest(self._config.store_uri, self._config.name, table)
         return table
 
@@ -257,15 +258,6 @@ class _Run:
                 "windows_cpu_seconds": round(sum(d.cpu_s for d in done if d not in items), 3),
             },
         )
-
-    def _prove_reachable(self, table: SideManifest) -> None:
-        """Raises StorageError where nodes have written to places of their own."""
-        try:
-            check_part_sizes(self._config.store_uri, self._config.name, table)
-        except SchemaError as error:
-            raise StorageError(
-                f"store_uri={self._config.store_uri} must be one place for all nodes: {error}"
-            ) from error
 
 
 def _checked(done: Done) -> Done:

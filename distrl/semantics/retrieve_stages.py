@@ -19,8 +19,8 @@ from distrl.data.side_tables import (
     clear_table,
     write_manifest,
 )
-from distrl.data.store import manifest_hash
-from distrl.errors import ConfigError, SchemaError, StorageError
+from distrl.data.store import manifest_hash, one_place_for_all
+from distrl.errors import ConfigError
 from distrl.schema import Manifest
 from distrl.semantics.neighbor_table import total
 from distrl.semantics.retrieve_config import RetrieveConfig
@@ -104,19 +104,11 @@ class Retrieval:
             pools=tuple(shard.pool for shard in written),
             facts=self._facts,
         )
-        self._prove_reachable(made)
+        with one_place_for_all(self._config.store_uri):
+            check_part_sizes(self._config.store_uri, self._config.table, made)
         write_manifest(config.store_uri, config.table, made)
         storage.delete(found_folder(config.store_uri, config.table))
         return made
-
-    def _prove_reachable(self, made: SideManifest) -> None:
-        """Raises StorageError where nodes have written to places of their own."""
-        try:
-            check_part_sizes(self._config.store_uri, self._config.table, made)
-        except SchemaError as error:
-            raise StorageError(
-                f"store_uri={self._config.store_uri} must be one place for all nodes: {error}"
-            ) from error
 
     def _run(
         self, name: str, launches: Sequence[Callable[[], Any]], rows_of: Callable[[Any], int]

@@ -8,6 +8,7 @@ import pytest
 from distrl.data.store import (
     check_sizes,
     manifest_hash,
+    one_place_for_all,
     read_item_ids,
     read_manifest,
     verify_shard,
@@ -16,6 +17,7 @@ from distrl.data.store import (
 from distrl.data.store_writer import clear_parts, write_items, write_sequences
 from distrl.errors import SchemaError, StorageError
 from distrl.schema import Manifest
+from tests.store_factory import make_store
 
 
 def sequences(*rows, times=False):
@@ -162,3 +164,15 @@ def test_clearing_takes_only_the_files_that_prepare_writes(store):
         "manifest.json",
         "notes.txt",
     ]
+
+
+def test_what_nodes_wrote_elsewhere_is_named_as_that(tmp_path):
+    make_store(tmp_path / "store", [[1, 2, 3]])
+    store = str(tmp_path / "store")
+    manifest = read_manifest(store)
+    with one_place_for_all(store):
+        check_sizes(store, manifest)
+    (tmp_path / "store" / manifest.sequences[0].path).unlink()
+    said = rf"store_uri={store} must be one place for all nodes: .*{manifest.sequences[0].path}"
+    with pytest.raises(StorageError, match=said), one_place_for_all(store):
+        check_sizes(store, manifest)
