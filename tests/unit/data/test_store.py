@@ -17,7 +17,6 @@ from distrl.data.store import (
 from distrl.data.store_writer import clear_parts, write_items, write_sequences
 from distrl.errors import SchemaError, StorageError
 from distrl.schema import Manifest
-from tests.store_factory import make_store
 
 
 def sequences(*rows, times=False):
@@ -166,13 +165,11 @@ def test_clearing_takes_only_the_files_that_prepare_writes(store):
     ]
 
 
-def test_what_nodes_wrote_elsewhere_is_named_as_that(tmp_path):
-    make_store(tmp_path / "store", [[1, 2, 3]])
-    store = str(tmp_path / "store")
+def test_what_nodes_wrote_elsewhere_is_named_as_that(store):
     manifest = read_manifest(store)
     with one_place_for_all(store):
         check_sizes(store, manifest)
-    (tmp_path / "store" / manifest.sequences[0].path).unlink()
+    Path(store, manifest.sequences[0].path).unlink()
     said = rf"store_uri={store} must be one place for all nodes: .*{manifest.sequences[0].path}"
     with pytest.raises(StorageError, match=said), one_place_for_all(store):
         check_sizes(store, manifest)
