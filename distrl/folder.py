@@ -57,44 +57,53 @@ class RunFolder:
         if resume and not self.has(START_FILE):
             raise ConfigError(f"name={name}: there is no run to resume in {self.uri}")
 
-    def open(self, run: RunConfig, store_hash: str, tracking_uri: str, *, resume: bool) -> str:
+    def open(
+        self, run: RunConfig, made_of: dict[str, str], tracking_uri: str, *, resume: bool
+    ) -> str:
         """Starts or reopens the run, and returns the id of its one MLflow run.
+
+        Args:
+            run: The resolved config.
+            made_of: Hashes of the store and of the tables beside it, by what they are.
+            tracking_uri: Of the MLflow server.
+            resume: Whether it was started before.
 
         Raises:
             ConfigError: If the resumed run trained something else.
-            CheckpointError: If the store is no longer the one that it began with.
+            CheckpointError: If the store, or a table, is no longer the one that it began with.
             TrackingError: If MLflow refuses.
         """
         settings = run.model_dump(mode="json")
         if resume:
             started = json.loads(self.read(START_FILE))
-            self._check_same(started, settings, store_hash)
+            self._check_same(started, settings, made_of)
             runs.resume_run(tracking_uri, started["run_id"])
             return started["run_id"]
         run_id = runs.create_run(
             tracking_uri,
             run.tracking.experiment,
             run.name,
-            {"store_manifest": store_hash, **runs.environment_tags(), **_commit(run)},
+            {**made_of, **runs.environment_tags(), **_commit(run)},
             artifacts=artifact_location(run.tracking, tracking_uri),
         )
         log = RunLog(tracking_uri, run_id)
         log.log_params(runs.flat_params(run))
         log.log_dict("config.json", settings)
         log.close(30.0)
-        start = {"run_id": run_id, "store_manifest": store_hash, "config": settings}
+        start = {"run_id": run_id, **made_of, "config": settings}
         self.write(START_FILE, json.dumps(start, indent=1))
         return run_id
 
     def _check_same(
-        self, started: dict[str, Any], settings: dict[str, Any], store_hash: str
+        self, started: dict[str, Any], settings: dict[str, Any], made_of: dict[str, str]
     ) -> None:
-        if started["store_manifest"] != store_hash:
-            raise CheckpointError(
-                f"{self.uri} was trained on a store with manifest "
-                f"{started['store_manifest'][:12]}, which is now {store_hash[:12]}: resume with "
-                "the store it began with"
-            )
+        for what, now in made_of.items():
+            before = started.get(what, now)
+            if before != now:
+                raise CheckpointError(
+                    f"{self.uri} began with {what}={before[:12]}, which is now {now[:12]}: resume "
+                    "with what it began with"
+                )
         before = {k: v for k, v in _flat(started["config"]) if k.split(".")[0] not in CHANGEABLE}
         now = {k: v for k, v in _flat(settings) if k.split(".")[0] not in CHANGEABLE}
         differ = [

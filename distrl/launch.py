@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distrl.cluster import check_capacity, connect
 from distrl.config import RunConfig
+from distrl.data.beside import beside_hashes
 from distrl.data.plan import Ledger
 from distrl.data.side_tables import SideManifest
 from distrl.data.store import check_sizes, manifest_hash, read_manifest
@@ -81,7 +82,8 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
 
     connect(sum(need["CPU"] for need in _needs(run).values()))
     check_capacity(_needs(run))
-    run_id = folder.open(run, manifest_hash(manifest), tracking_uri, resume=resume)
+    made_of = {"store_manifest": manifest_hash(manifest), **beside_hashes(run.data, manifest)}
+    run_id = folder.open(run, made_of, tracking_uri, resume=resume)
     say(f"run {run.name}: {folder.uri}")
     say(f"MLflow run {run_id} in experiment {run.tracking.experiment}")
     try:

@@ -36,6 +36,19 @@ def check_beside(config: DataConfig, manifest: Manifest) -> SideManifest | None:
     return check_neighbors(config, manifest)
 
 
+def beside_hashes(config: DataConfig, manifest: Manifest) -> dict[str, str]:
+    """What the tables that a config asks for hold, as sha256 in hex, by what they are.
+
+    Raises:
+        DistrlError: As `check_beside`.
+    """
+    tables = {
+        "correlated_table": check_substitutes(config, manifest),
+        "neighbors_table": check_neighbors(config, manifest),
+    }
+    return {what: table.content_hash for what, table in tables.items() if table is not None}
+
+
 def read_beside(config: DataConfig, manifest: Manifest) -> Beside:
     """The tables; of the neighbors of windows nothing but where they are.
 

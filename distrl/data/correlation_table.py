@@ -41,6 +41,11 @@ class CorrelationManifest(Config):
     parts: tuple[Shard, ...]
     """Rows are items; each item of the store is in one part."""
 
+    @property
+    def content_hash(self) -> str:
+        """sha256 in hex of what the parts hold."""
+        return hashlib.sha256("".join(part.sha256 for part in self.parts).encode()).hexdigest()
+
 
 def write_part(
     store_uri: str, part: int, items: Int64[np.ndarray, " items"], correlated: Ragged

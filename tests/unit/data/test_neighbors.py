@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distrl.contract import Packed
-from distrl.data.beside import Beside, check_beside, read_beside
+from distrl.data.beside import Beside, beside_hashes, check_beside, read_beside
 from distrl.data.config import AugmentConfig, DataConfig
 from distrl.data.found import Found
 from distrl.data.neighbor_batch import neighbors_of
@@ -213,6 +213,12 @@ def test_last_windows_serve_whole_histories(tmp_path):
             last = [found.sequences.last[r] for r in rows]
             seen[own] = [whose(up_to(found.sequences, at)[-1]) for at in last]
     assert seen == chosen
+
+
+def test_what_a_run_was_made_of_names_the_table_that_it_reads(near):
+    folder, manifest, table, _ = near
+    assert beside_hashes(config_of(folder), manifest) == {"neighbors_table": table.content_hash}
+    assert beside_hashes(config_of(folder, neighbors=None), manifest) == {}
 
 
 def test_a_table_of_another_store_or_a_torn_one_is_refused(near):
