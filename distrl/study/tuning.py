@@ -142,6 +142,8 @@ class Tell(tune.Callback):
     def __init__(self, say: Say, trials: Mapping[str, Trial]) -> None:
         self._say, self._trials = say, trials
         self._over: set[str] = set()
+        self._epochs: dict[str, int] = {}
+        """Epochs that each trial had done when it was last heard of."""
 
     def on_trial_result(
         self,
@@ -157,8 +159,18 @@ class Tell(tune.Callback):
             self._say(
                 f"{ours.name} ({ours.label})  epoch {result['epoch']}/{ours.run.training.epochs}  "
                 f"validation NDCG@10 {result[SELECT_BY]:.4f}  "
-                f"{result['targets_per_s']:,.0f} targets/s"
+                f"{result['targets_per_s']:,.0f} targets/s{self._left(ours, result)}"
             )
+
+    def _left(self, trial: Trial, result: dict[str, Any]) -> str:
+        """How long a trial will take yet, by its epochs since it was last heard of."""
+        before = self._epochs.get(trial.name)
+        self._epochs[trial.name] = epoch = result["epoch"]
+        if before is None and result["training_iteration"] > 1:
+            return ""  # it goes on where another driver left it, and began who knows where
+        seconds = result["time_this_iter_s"] / max(epoch - (before or 0), 1)
+        left_s = seconds * (trial.run.training.epochs - epoch)
+        return f"  at most {left_s:,.0f} s left" if left_s else ""
 
     def on_trial_complete(
         self,
