@@ -27,7 +27,7 @@ from distrl.methods.encoding import Probability, next_item
 from distrl.methods.mending import Mended, marked, mended, mending_figures
 from distrl.nn.attention import visible_keys
 from distrl.nn.corrector import Corrector
-from distrl.nn.encoder import EncoderLayer, stack
+from distrl.nn.encoder import EncoderLayer, SequenceEncoder, stack
 from distrl.ops.losses import next_item_loss, ranking_triplet
 
 HELD_OUT_LOSS = "augmenter/held_out_loss"
@@ -53,9 +53,9 @@ class LACLRecConfig(ContrastConfig):
     recommender_layers: PositiveInt = 1
     """Causal blocks between the encoder and the scores, which the augmenter does not share."""
     share_encoder: bool = True
-    """Whether the augmenter reads states of the recommender's encoder (code), which goes on moving
-    under it in the second stage, or has an encoder of its own; the item table is shared then too,
-    and moves with the recommender."""
+    """Whether the augmenter reads states and item vectors of the recommender's encoder (code), which
+    begins the second stage trained and goes on moving under the augmenter, or has an encoder and an
+    item table of its own, which rest in the second stage."""
     stages: Literal["two", "joint"] = "two"
     """two: the augmenter alone for `pretrain_epochs`, then the recommender alone. joint: from then
     on both in one step, which LACLRec's ancestor STEAM does from the start."""
@@ -230,7 +230,7 @@ class LACLRec(Method):
         missing = damaged.missing
         places = torch.arange(missing.shape[1], device=missing.device)
         asked = places <= (missing > 0).sum(dim=1, keepdim=True)
-        items = self.encoder.item_vectors
+        items = self._mending_encoder.item_vectors
         scored = self._corrector(states.flatten(0, 1)[damaged.anchor_at], items[missing[:, :-1]])
         classes = self._corrector.classes(items)
         products = self.config.products
@@ -242,12 +242,18 @@ class LACLRec(Method):
         assert isinstance(corrector, Corrector)
         return corrector
 
-    def _mending_states(self, packed: Packed) -> Float[Tensor, "R L D"]:
-        """What the augmenter knows of each slot."""
+    @property
+    def _mending_encoder(self) -> SequenceEncoder:
+        """What the augmenter reads, its own encoder or the recommender's."""
         own = self.augmenter[1]
         assert isinstance(own, nn.ModuleList)
         encoder = own[0] if len(own) else self.encoder
-        return encoder(packed, causal=not self.config.bidirectional)
+        assert isinstance(encoder, SequenceEncoder)
+        return encoder
+
+    def _mending_states(self, packed: Packed) -> Float[Tensor, "R L D"]:
+        """What the augmenter knows of each slot."""
+        return self._mending_encoder(packed, causal=not self.config.bidirectional)
 
     def _recommender_terms(self, batch: Batch) -> dict[str, Term]:
         """L_rec + alpha L_cl + beta L_tri."""
@@ -314,7 +320,7 @@ class LACLRec(Method):
 
     def _generated(self, states: Float[Tensor, "A D"]) -> Int64[Tensor, "A K"]:
         """What is missing in front of some slots."""
-        items, places_added = self.encoder.item_vectors, self.config.places_added
+        items, places_added = self._mending_encoder.item_vectors, self.config.places_added
         return self._corrector.generate(states, items, places_added=places_added)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from distrl.errors import DivergedError
 from distrl.storage import exists, join, read_bytes, write_bytes
 from distrl.study.config import StudyConfig
 from distrl.study.trials import Trial
-from distrl.train.local import train_locally
+from distrl.train.local import Validated, train_locally
 from distrl.train.monitor import SELECT_BY
 from distrl.watch import Say, cause
 
@@ -23,6 +23,7 @@ SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # its own would let an interrupted study go on to its table
     "RAY_AIR_NEW_OUTPUT": "0",  # which prints whatever its verbosity
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a stage that cannot rank yet has no score
 }
 """For Tune, which takes them from the environment alone."""
 
@@ -54,9 +55,16 @@ def run_trial(config: Mapping[str, Any], *, trials: Mapping[str, Trial], study_u
     try:
         for validated in train_locally(trial.run, folder):
             report = {"epoch": validated.epoch, "targets_per_s": validated.targets_per_s}
-            tune.report({**report, SELECT_BY: validated.score})
+            # What cannot rank yet has no score that the scheduler could stop it by.
+            ranked = {SELECT_BY: validated.score} if validated.metrics else {}
+            tune.report({**report, **_losses(validated), **ranked})
     except DivergedError as error:
         write_bytes(join(folder, PROBLEM_FILE), str(error).encode())
+
+
+def _losses(validated: Validated) -> dict[str, float]:
+    """The total of each phase that was trained."""
+    return {name: value for name, value in validated.curves.items() if name.endswith("/total")}
 
 
 def tune_trials(
@@ -136,6 +144,14 @@ def _scheduler(study: StudyConfig, trials: Sequence[Trial]) -> ASHAScheduler | N
     )
 
 
+def _standing(result: Mapping[str, Any]) -> str:
+    """How good a trial is, or what it is at while it cannot rank."""
+    if SELECT_BY in result:
+        return f"validation NDCG@10 {result[SELECT_BY]:.4f}"
+    losses = [f"{key} {value:.4f}" for key, value in result.items() if key.endswith("/total")]
+    return "  ".join([*losses, "not ranking yet"])
+
+
 class Tell(tune.Callback):
     """Tells the user how far the trials are."""
 
@@ -153,12 +169,12 @@ class Tell(tune.Callback):
         result: dict[str, Any],
         **info: Any,  # noqa: ANN401
     ) -> None:
-        """A line for each validation."""
+        """A line for each validation, and for each stretch of a stage that cannot rank yet."""
         ours = self._trials[_name(trial)]
         if "epoch" in result:
             self._say(
                 f"{ours.name} ({ours.label})  epoch {result['epoch']}/{ours.run.training.epochs}  "
-                f"validation NDCG@10 {result[SELECT_BY]:.4f}  "
+                f"{_standing(result)}  "
                 f"{result['targets_per_s']:,.0f} targets/s{self._left(ours, result)}"
             )
 

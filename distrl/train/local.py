@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,14 +25,19 @@ from distrl.train.state import TrainingState
 from distrl.train.validate import ALWAYS_CUTOFF
 
 
+UNRANKED = -1.0
+"""Score of a checkpoint of a stage that cannot rank yet: below that of any that can."""
+
+
 class Validated(Config):
-    """A training as far as one of its validations."""
+    """A training as far as one of its validations, or as one of the epochs before it can rank."""
 
     epoch: int
     """Passes over the store."""
     step: int
     metrics: dict[str, float]
-    """On the validation split: `val/ndcg_at_10`, ... with seen items kept, `val/masked/...`."""
+    """On the validation split: `val/ndcg_at_10`, ... with seen items kept, `val/masked/...`; empty
+    in a stage that cannot rank yet."""
     curves: dict[str, float]
     """Means of the loss terms since the validation before, `encoder/next_item`, ..., and what the
     method says of itself now, `augmenter/delete_recall`, ..."""
@@ -43,8 +48,8 @@ class Validated(Config):
 
     @property
     def score(self) -> float:
-        """What the best checkpoint is chosen by."""
-        return self.metrics[SELECT_BY]
+        """What the best checkpoint is chosen by; `UNRANKED` without any ranking."""
+        return self.metrics[SELECT_BY] if self.metrics else UNRANKED
 
     @property
     def targets_per_s(self) -> float:
@@ -70,9 +75,10 @@ def train_locally(run: RunConfig, folder_uri: str) -> Iterator[Validated]:
     """Trains a run from where its folder says to its end, and yields at each validation.
 
     Weights, optimizers and ledger are in the folder before a validation is yielded, so a process
-    that dies afterwards loses nothing of it, and a consumer may stop after any. Ends after
-    `training.epochs`, or after `training.patience` validations without a better NDCG@10. A folder
-    whose run has ended yields nothing. `workers` says the threads; its other settings do not count.
+    that dies afterwards loses nothing of it, and a consumer may stop after any. A stage that cannot
+    rank yet yields as often, and once more at its end. Ends after `training.epochs`, or after
+    `training.patience` validations without a better NDCG@10. A folder whose run has ended yields
+    nothing. `workers` says the threads; its other settings do not count.
 
     Args:
         run: What to train.
@@ -126,9 +132,12 @@ def train_locally(run: RunConfig, folder_uri: str) -> Iterator[Validated]:
             if finished == epoch:
                 continue
             judged = mending.judge(finished - 1)
-            if not _is_due(run, epoch, finished) or not state.method.can_rank(finished - 1):
+            ranks = state.method.can_rank(finished - 1)
+            begins_to_rank = state.method.can_rank(finished) and not ranks
+            if not _is_due(run, epoch, finished) and not begins_to_rank:
                 continue
-            validated = _validate(state, curves, stretch, history, judged)
+            metrics = _ranked(state) if ranks else {}
+            validated = _validated(state, metrics, curves.read() | dict(judged), stretch, history)
             history.append(validated)
             _keep(state, kept, validated)
             yield validated
@@ -141,10 +150,11 @@ def train_locally(run: RunConfig, folder_uri: str) -> Iterator[Validated]:
 
 def is_over(run: RunConfig, history: list[Validated]) -> bool:
     """Whether all epochs are trained, or patience is at its end."""
-    scores = [validated.score for validated in history]
-    since_best = len(scores) - 1 - scores.index(max(scores))
+    scores = [validated.score for validated in history if validated.metrics]
     patience = run.training.patience
-    tired = patience is not None and since_best >= patience
+    tired = False
+    if scores and patience is not None:
+        tired = len(scores) - 1 - scores.index(max(scores)) >= patience
     return tired or history[-1].epoch >= run.training.epochs
 
 
@@ -154,14 +164,8 @@ def _is_due(run: RunConfig, before: int, now: int) -> bool:
     return now > before and (now // every > before // every or now >= last)
 
 
-def _validate(
-    state: TrainingState,
-    curves: Curves,
-    stretch: _Stretch,
-    history: list[Validated],
-    judged: Mapping[str, float],
-) -> Validated:
-    """Ranks the validation split with the weights as they are."""
+def _ranked(state: TrainingState) -> dict[str, float]:
+    """The validation split, ranked with the weights as they are."""
     run = state.run
     # evaluate_local ranks a copy, which alone is put into eval mode.
     result = evaluate_local(
@@ -172,12 +176,22 @@ def _validate(
         _selecting(run.evaluation),
         baselines=False,
     )
+    return {f"val/{name.removeprefix('kept/')}": v for name, v in result.metrics.items()}
+
+
+def _validated(
+    state: TrainingState,
+    metrics: dict[str, float],
+    curves: dict[str, float],
+    stretch: _Stretch,
+    history: list[Validated],
+) -> Validated:
     before = history[-1] if history else None
     return Validated(
         epoch=state.trained // state.rows_per_epoch,
         step=state.step,
-        metrics={f"val/{name.removeprefix('kept/')}": v for name, v in result.metrics.items()},
-        curves=curves.read() | dict(judged),
+        metrics=metrics,
+        curves=curves,
         seconds=stretch.seconds + (before.seconds if before else 0.0),
         targets=stretch.targets + (before.targets if before else 0),
     )

@@ -208,11 +208,28 @@ def test_each_stage_moves_its_own_parts(share_encoder):
     batch = made(model, ROWS, contrasted_prefixes=2)
     first, second = model.phases(0)[0], model.phases(2)[0]
     reached = moved(model, batch, first)
-    # With an encoder of its own the augmenter still reads and predicts the shared item table,
-    # which the phase does not train.
-    assert reached >= set(first.trains)
+    assert reached == set(first.trains)
     assert ("encoder" in first.trains) == share_encoder
     assert moved(model, batch, second) == {"encoder", "recommender"} == set(second.trains)
+
+
+@pytest.mark.parametrize("share_encoder", [True, False])
+def test_an_augmenter_with_an_encoder_of_its_own_does_not_drift(share_encoder):
+    model = method(pretrain_epochs=1, share_encoder=share_encoder)
+    batch = made(model, ROWS, contrasted_prefixes=2)
+
+    def judged():
+        torch.manual_seed(1)
+        model.eval()
+        figures = model.judged(batch)
+        model.train()
+        return figures
+
+    before = judged()
+    for part in (model.encoder, model.recommender):
+        for weights in part.parameters():
+            weights.data.add_(torch.randn_like(weights))
+    assert (judged() == before) is not share_encoder
 
 
 def test_joint_stages_are_one_step_over_everything():

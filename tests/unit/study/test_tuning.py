@@ -41,3 +41,20 @@ def test_a_trial_that_goes_on_says_it_once_there_is_a_pace():
     first, second = told((6, 500.0, 3), (8, 20.0, 4))
     assert first.endswith("1,000 targets/s")
     assert second.endswith("at most 20 s left")
+
+
+def test_a_stage_that_cannot_rank_yet_says_its_loss():
+    lines = []
+    result = {
+        "epoch": 2,
+        "time_this_iter_s": 30.0,
+        "training_iteration": 1,
+        "augmenter/total": 3.21987,
+        "targets_per_s": 1000.0,
+    }
+    trial = SimpleNamespace(config={"trial": OURS.name})
+    Tell(lines.append, {OURS.name: OURS}).on_trial_result(1, [], trial, result)
+    assert lines == [
+        "000-seed0 (full)  epoch 2/10  augmenter/total 3.2199  not ranking yet  1,000 targets/s  "
+        "at most 120 s left"
+    ]

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from distrl.config import RunConfig
 from distrl.errors import CheckpointError
 from distrl.train.kept import KeptCheckpoints
-from distrl.train.local import is_over, train_locally
+from distrl.train.local import UNRANKED, is_over, train_locally
 from tests.store_factory import make_store
 
 SEQUENCES = [[1 + (u + i) % 12 for i in range(4 + u % 5)] for u in range(40)]
@@ -61,17 +61,29 @@ def test_a_method_with_stages_goes_on_in_the_stage_it_was_in(run, tmp_path, stag
     run = RunConfig.model_validate(settings)
     whole = list(train_locally(run, str(tmp_path / "whole")))
     # Nothing is ranked before the recommender has been trained.
-    assert [v.epoch for v in whole] == [3, 4]
-    phases = {key.partition("/")[0] for key in whole[1].curves}
+    assert [(v.epoch, v.score > UNRANKED) for v in whole] == [
+        (1, False), (2, False), (3, True), (4, True),
+    ]  # fmt: skip
+    assert {"augmenter/total", "augmenter/held_out_loss"} <= set(whole[0].curves)
+    phases = {key.partition("/")[0] for key in whole[3].curves}
     assert phases == ({"recommender", "augmenter"} if stages == "two" else {"joint", "augmenter"})
-    assert {"augmenter/delete_recall", "augmenter/keep_share"} <= set(whole[0].curves)
-    cut = train_locally(run, str(tmp_path / "cut"))
-    next(cut)
-    cut.close()
-    rest = list(train_locally(run, str(tmp_path / "cut")))
-    assert [(v.step, v.metrics) for v in rest] == [(v.step, v.metrics) for v in whole[1:]]
+    assert {"augmenter/delete_recall", "augmenter/keep_share"} <= set(whole[2].curves)
+    cut, found = train_locally(run, str(tmp_path / "cut")), []
+    for _ in whole:  # a cut in each stage, and between them
+        found.append(next(cut))
+        cut.close()
+        cut = train_locally(run, str(tmp_path / "cut"))
+    assert [(v.step, v.metrics) for v in found] == [(v.step, v.metrics) for v in whole]
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_end_of_a_stage_that_cannot_rank_is_kept_between_validations_too(run, tmp_path):
+    settings = run.model_dump(mode="json")
+    settings["method"] = {**TWO_STAGES, "pretrain_epochs": 1}
+    settings["training"]["validate_every_epochs"] = 2
+    whole = list(train_locally(RunConfig.model_validate(settings), str(tmp_path / "whole")))
+    assert [(v.epoch, bool(v.metrics)) for v in whole] == [(1, False), (2, True), (4, True)]
 
 
 def test_the_latest_and_the_best_checkpoint_stay(run, tmp_path):
@@ -105,3 +117,7 @@ def test_patience_counts_validations_since_the_best(run, tmp_path):
     assert not is_over(run, scored(0.2, 0.1))
     assert is_over(run, scored(0.2, 0.1, 0.2))
     assert not is_over(run, scored(0.2, 0.1, 0.3, 0.1))
+    unranked = [first.model_copy(update={"metrics": {}})] * 3
+    assert not is_over(run, unranked)
+    assert not is_over(run, [*unranked, *scored(0.2, 0.1)])
+    assert is_over(run, [*unranked, *scored(0.2, 0.1, 0.1)])
