@@ -6,7 +6,8 @@
 (b) Share of the time that workers wait for a batch, with 1 and 2 workers (goal: at most 5 %).
 (c) `jobs/train_mclrec.py` with 1 worker against a bare loop over the same batches in one process,
     after the first 50 steps (goal: at most 5 % slower).
-(d) 2 workers against 1, one thread each (goal: at least 1.7 times).
+(d) 2 workers against 1, one thread each (goal: at least 1.7 times): with the users of a step shared
+    between them, and with as many users each as the one has.
 
 Each training is a process of its own, one after the other; bare loops come before and after Ray's.
 Steps that saved a checkpoint count, in Ray's disfavor. Nothing is ranked until training has ended.
@@ -177,6 +178,7 @@ def bare_elsewhere(overrides: list[str]) -> float:
 def compare(record: Record, store: str, epochs: int) -> None:
     """All of the trainings, in an order that is fair to both sides."""
     one, two = settings(store, epochs, 1), settings(store, epochs, 2)
+    users = load_config(RunConfig, Path(CONFIG), one).data.batch_size
     # Ray's sockets live below this folder, and their paths must be short.
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as temporary:
         folder = Path(temporary)
@@ -184,22 +186,30 @@ def compare(record: Record, store: str, epochs: int) -> None:
         single = under_ray(one, folder, "one")
         after = bare_elsewhere(one)
         double = under_ray(two, folder, "two")
+        as_many_each = under_ray([*two, f"data.batch_size={2 * users}"], folder, "twice")
     bare = (before + after) / 2
     slower = 1 - single["targets_per_s"] / bare
     gain = double["targets_per_s"] / single["targets_per_s"]
+    gain_each = as_many_each["targets_per_s"] / single["targets_per_s"]
     record.figures |= {
         "bare_targets_per_s": [before, after],
         "one_worker": single,
         "two_workers": double,
+        "two_workers_as_many_users_each": as_many_each,
         "slower_under_ray": slower,
         "two_workers_gain": gain,
+        "two_workers_gain_as_many_users_each": gain_each,
     }
     rows = [
         ("bare loop, before and after", f"{before:,.0f} {after:,.0f}", "", ""),
-        ("Ray, 1 worker", single["targets_per_s"], f"{single['wait_share']:.1%}",
+        (f"Ray, 1 worker, {users} users a step", single["targets_per_s"],
+         f"{single['wait_share']:.1%}",
          f"{slower:+.1%} slower than bare (goal {GOALS['slower']:.0%})"),
-        ("Ray, 2 workers", double["targets_per_s"], f"{double['wait_share']:.1%}",
-         f"{gain:.2f} times 1 worker (goal {GOALS['two_workers']})"),
+        (f"Ray, 2 workers, {users // 2} users each", double["targets_per_s"],
+         f"{double['wait_share']:.1%}", f"{gain:.2f} times 1 worker (goal {GOALS['two_workers']})"),
+        (f"Ray, 2 workers, {users} users each", as_many_each["targets_per_s"],
+         f"{as_many_each['wait_share']:.1%}",
+         f"{gain_each:.2f} times 1 worker (goal {GOALS['two_workers']})"),
     ]  # fmt: skip
     header = ("MCLRec, one thread each", "targets/s", "waiting (goal 5 %)", "ratio")
     record.table(Table(f"Training, steps after the first {SKIPPED_STEPS}", header, rows))
