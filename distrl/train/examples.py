@@ -27,7 +27,7 @@ def page(
 
 
 def _shown(name: str, mark: Mark) -> str:
-    plain = "".join(" " if char in "\n*~|" else char for char in name)
+    plain = "".join(" " if char in "\n*~|" else char for char in name).strip()
     return SHOWN[mark].format(plain if len(plain) <= NAME_CHARS else f"{plain[:NAME_CHARS]}...")
 
 

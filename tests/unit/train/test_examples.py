@@ -18,7 +18,7 @@ def store(tmp_path):
 
 def test_the_page_marks_what_was_done():
     rows = {"histories": [[(1, "kept"), (2, "deleted"), (3, "inserted")]]}
-    shown = page(rows, {1: "soap", 2: "a*b", 3: "x" * 70})
+    shown = page(rows, {1: "soap", 2: "*a*b ", 3: "x" * 70})
     assert "## Histories" in shown
     assert f"1. soap / ~~a b~~ / **+ {'x' * 60}...**" in shown
 
