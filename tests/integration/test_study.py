@@ -146,3 +146,30 @@ def assert_one_mlflow_run(studies: Path) -> None:
     assert ("full/noise/kept/ndcg_at_10",) in keys
     held = {path.name for path in Path(artifacts.removeprefix("file://")).iterdir()}
     assert {"table.csv", "table.md", "picture.png", "study.yaml"} <= held
+
+
+def test_a_search_that_ends_trials_early_lets_a_stage_that_cannot_rank_pass(config, tmp_path):
+    base = json.loads((tmp_path / "base.yaml").read_text())
+    base["method"] |= {"name": "laclrec", "pretrain_epochs": 2}
+    base["engine"] = {}
+    (tmp_path / "base.yaml").write_text(json.dumps(base))
+    study = json.loads(config.read_text())
+    del study["variants"], study["evaluations"]
+    study |= {
+        "epochs": 4,
+        "search": {"engine.lr": {"loguniform": [0.00001, 0.01]}},
+        "num_samples": 2,
+        "halving": {"grace_epochs": 1, "factor": 2},
+    }
+    config.write_text(json.dumps(study))
+    said: list[str] = []
+    table = run_study(load_config(StudyConfig, config, []), resume=False, say=said.append)
+    assert len(table) == 2
+    waiting = [line for line in said if "not ranking yet" in line]
+    assert {line.partition("  ")[2].partition("  ")[0] for line in waiting} == {
+        "epoch 1/4", "epoch 2/4",
+    }  # fmt: skip
+    assert all("augmenter/total" in line for line in waiting)
+    for trial in ("000-seed0", "001-seed0"):
+        kept = validations(tmp_path / "studies" / "killed", trial)
+        assert [bool(entry["metrics"]) for entry in kept[:3]] == [False, False, True]
