@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+import signal
+import threading
 
 import ray
 import ray.data
@@ -27,6 +29,7 @@ def connect(num_cpus: float) -> None:
     address = os.environ.get("RAY_ADDRESS")
     # Progress bars and a hint at a dashboard that is off are noise beside the job's own lines.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    on_termination = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, **quiet)
@@ -35,6 +38,9 @@ def connect(num_cpus: float) -> None:
             ray.init(address="local", num_cpus=local, include_dashboard=False, **quiet)
     except (ConnectionError, RayError) as error:
         raise ConfigError(f"RAY_ADDRESS={address} cannot be reached: {error}") from error
+    if callable(on_termination) and threading.current_thread() is threading.main_thread():
+        # Ray puts a handler of its own in place, which aborts with a trace of C++ frames.
+        signal.signal(signal.SIGTERM, on_termination)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -218,6 +218,9 @@ def _train(
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise cause(error) from error
+        except SystemExit as ended:
+            # Ray's own handler of Ctrl-C ends this process without a word once workers have ended.
+            raise KeyboardInterrupt from ended
         finally:
             _deliver(monitor, folder, say)
     error = (result.return_value or {}).get("error")

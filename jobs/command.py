@@ -2,9 +2,11 @@
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from distrl.config import C, dump_config, load_config
@@ -46,13 +48,26 @@ def resolve(cls: type[C], args: argparse.Namespace) -> C:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a job's main; a mistake of the user's is one line on stderr and status 2."""
+    """Runs a job's main; a mistake of the user's is one line on stderr and status 2.
+
+    Ctrl-C and SIGTERM, which `ray job stop` and Kubernetes send, end it in good order, with the
+    status that shells give them: 130 and 143.
+    """
+    terminated = False
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        nonlocal terminated
+        # An exception of its own class would not come through ray.get, which raises a plain one.
+        terminated = True
+        raise KeyboardInterrupt
+
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, end)
     try:
         sys.exit(main() or 0)
     except DistrlError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        print("terminated" if terminated else "interrupted", file=sys.stderr)
+        sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))

@@ -53,9 +53,9 @@ class LACLRecConfig(ContrastConfig):
     recommender_layers: PositiveInt = 1
     """Causal blocks between the encoder and the scores, which the augmenter does not share."""
     share_encoder: bool = True
-    """Whether the augmenter reads states and item vectors of the recommender's encoder (code), which
-    begins the second stage trained and goes on moving under the augmenter, or has an encoder and an
-    item table of its own, which rest in the second stage."""
+    """Whether the augmenter reads states and items of the recommender's encoder (code), which is
+    trained when the second stage begins and goes on moving under the augmenter, or has an encoder
+    and an item table of its own, which rest in the second stage."""
     stages: Literal["two", "joint"] = "two"
     """two: the augmenter alone for `pretrain_epochs`, then the recommender alone. joint: from then
     on both in one step, which LACLRec's ancestor STEAM does from the start."""

@@ -24,7 +24,6 @@ from distrl.train.monitor import SELECT_BY
 from distrl.train.state import TrainingState
 from distrl.train.validate import ALWAYS_CUTOFF
 
-
 UNRANKED = -1.0
 """Score of a checkpoint of a stage that cannot rank yet: below that of any that can."""
 

@@ -177,6 +177,30 @@ def test_a_killed_driver_goes_on_with_resume_and_another_number_of_workers(folde
     assert status == "FINISHED"
 
 
+@pytest.mark.parametrize(
+    ("asked", "said", "status"),
+    [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "terminated", 143)],
+)
+def test_a_job_that_is_asked_to_end_does_so_in_good_order(folder, asked, said, status):
+    run = settings(folder, said)
+    process, log = start(folder, run), folder / f"{said}.log"
+    until_checkpoints(folder / "runs" / said, 1, process, log)
+    workers = training_workers(process.pid)
+    process.send_signal(asked)
+    assert process.wait(timeout=60) == status, log.read_text()[-3000:]
+    assert log.read_text().splitlines()[-1] == said
+    assert "Traceback" not in log.read_text()
+    assert "***" not in log.read_text()
+    ((_, told),) = runs_named(folder, said)
+    assert told == "KILLED"
+    psutil.wait_procs(workers, timeout=30)
+    assert not any(worker.is_running() for worker in workers)
+    if asked == signal.SIGTERM:
+        done = run_job("jobs/train_mclrec.py", write_config(run), "--resume")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert_every_row_once(folder, said)
+
+
 def test_a_shard_that_changed_in_place_ends_the_run_in_one_line(folder):
     run = settings(folder, "torn")
     run["data"]["store_uri"] = str(folder / "torn-store")
