@@ -3,8 +3,8 @@
     python -m benchmarks.semantic_step
 
 Beauty with its table of neighbors (jobs/embed.py, jobs/retrieve.py), one thread, no Ray: CE-SASRec
-alone, with either loss and with both, at 64 users a step, one prefix of each contrasted, 10
-neighbors, the settings of configs/sracl/beauty.yaml. An epoch has as many steps with them as
+alone, with either loss and with both, at 64 users a step, one prefix of each contrasted and 10
+neighbors, and as configs/sracl/beauty.yaml has it. An epoch has as many steps with the losses as
 without, so the ratio of steps is that of epochs. Beside it how many slots an encoder has to fill:
 the authors' code pads each of 14 sequences a prefix. Without the table nothing is measured.
 """
@@ -30,11 +30,13 @@ from distrl.errors import DistrlError
 from distrl.methods import build
 
 CONFIG = Path("configs/sracl/beauty.yaml")
+PAPERS = ("data.contrasted_prefixes=1", "data.num_neighbors=10")
 CASES = {
-    "CE-SASRec": ("method.inter_weight=0", "method.intra_weight=0"),
-    "intra-user alone": ("method.inter_weight=0",),
-    "inter-user alone": ("method.intra_weight=0",),
-    "both": (),
+    "CE-SASRec": (*PAPERS, "method.inter_weight=0", "method.intra_weight=0"),
+    "intra-user alone": (*PAPERS, "method.inter_weight=0"),
+    "inter-user alone": (*PAPERS, "method.intra_weight=0"),
+    "both": PAPERS,
+    "both, 4 prefixes, 3 neighbors": ("data.contrasted_prefixes=4", "data.num_neighbors=3"),
 }
 PADDED_SEQUENCES = 14
 """Sequences of a prefix in a step of the authors' code, at 10 neighbors."""
