@@ -162,10 +162,11 @@ def test_a_search_that_ends_trials_early_lets_a_stage_that_cannot_rank_pass(conf
         "halving": {"grace_epochs": 1, "factor": 2},
     }
     config.write_text(json.dumps(study))
-    said: list[str] = []
-    table = run_study(load_config(StudyConfig, config, []), resume=False, say=said.append)
-    assert len(table) == 2
-    waiting = [line for line in said if "not ranking yet" in line]
+    done = run_job("jobs/study.py", str(config))
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = csv.DictReader((tmp_path / "studies" / "killed" / "table.csv").open())
+    assert len(list(table)) == 2
+    waiting = [line for line in done.stdout.splitlines() if "not ranking yet" in line]
     assert {line.partition("  ")[2].partition("  ")[0] for line in waiting} == {
         "epoch 1/4", "epoch 2/4",
     }  # fmt: skip
