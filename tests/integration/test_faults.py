@@ -195,6 +195,10 @@ def test_a_job_that_is_asked_to_end_does_so_in_good_order(folder, asked, said, s
     assert told == "KILLED"
     psutil.wait_procs(workers, timeout=30)
     assert not any(worker.is_running() for worker in workers)
+    if asked == signal.SIGTERM:
+        done = run_job("jobs/train_mclrec.py", write_config(run), "--resume")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert_every_row_once(folder, said)
 
 
 def test_a_shard_that_changed_in_place_ends_the_run_in_one_line(folder):
