@@ -50,8 +50,8 @@ def resolve(cls: type[C], args: argparse.Namespace) -> C:
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs a job's main; a mistake of the user's is one line on stderr and status 2.
 
-    Ctrl-C and SIGTERM, which schedulers send, end it in good order, with the status that shells give
-    them: 130 and 143.
+    Ctrl-C and SIGTERM, which schedulers send, end it in good order, with the status that shells
+    give them: 130 and 143.
     """
     terminated = False
 
