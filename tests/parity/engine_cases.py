@@ -16,6 +16,7 @@ from distrl.engine.collectives import (
     broadcast_object,
     ensure_process_group,
     gather_objects,
+    leave_process_group,
     rank,
     sum_over_ranks,
     world_size,
@@ -316,6 +317,7 @@ def main(mode, out, other=None):
         results |= dict(resumptions(Path(other)))
     if rank() == 0:
         (Path(out) / "results.json").write_text(json.dumps(results))
+    leave_process_group()
 
 
 if __name__ == "__main__":

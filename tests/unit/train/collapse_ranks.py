@@ -9,7 +9,12 @@ from pathlib import Path
 
 import torch
 
-from distrl.engine.collectives import ensure_process_group, rank, world_size
+from distrl.engine.collectives import (
+    ensure_process_group,
+    leave_process_group,
+    rank,
+    world_size,
+)
 from distrl.engine.config import EngineConfig
 from distrl.engine.zero import Engines
 from distrl.train.collapse import CollapseProbe
@@ -43,6 +48,7 @@ def main(folder: Path) -> None:
     (folder / f"{rank()}.json").write_text(json.dumps(results))
     if rank() == 0:
         torch.save(weights, folder / "weights.pt")
+    leave_process_group()
 
 
 if __name__ == "__main__":
