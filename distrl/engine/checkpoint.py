@@ -239,4 +239,5 @@ def _load_optimizer(engines: Engines, part: str, saved: Mapping[str, Tensor]) ->
             full = saved[f"{key}.{names[id(parameter)]}"].to(shard.master.device)
             shard.piece(state[key]).copy_(shard.piece_of_parameter(full))
         if engines.config.optimizer == "adam":
-            state[STEP] = saved[STEP].clone()
+            # Fused Adam counts its steps where the weights are.
+            state[STEP] = saved[STEP].to(shard.master.device, copy=True)

@@ -217,7 +217,7 @@ class Reference:
         masters = [self.master[name] for name in names]
         lr = self.config.lr_of.get(part, self.config.lr)
         if self.config.optimizer == "adam":
-            return torch.optim.Adam(masters, lr=lr, betas=(0.9, 0.999), eps=1e-8)
+            return torch.optim.Adam(masters, lr=lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
         return torch.optim.SGD(masters, lr=lr, momentum=self.config.momentum)
 
     def step(self, batches, phase, seeds=None):
