@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from distrl.data.plan import Ledger
 from distrl.data.store import manifest_hash, read_manifest
+from jobs.local_head import RAY, ray_head
 from tests.integration.servers import (
     REPOSITORY,
     job_environment,
@@ -195,10 +197,31 @@ def test_a_job_that_is_asked_to_end_does_so_in_good_order(folder, asked, said, s
     assert told == "KILLED"
     psutil.wait_procs(workers, timeout=30)
     assert not any(worker.is_running() for worker in workers)
-    if asked == signal.SIGTERM:
-        done = run_job("jobs/train_mclrec.py", write_config(run), "--resume")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert_every_row_once(folder, said)
+
+
+def test_a_job_that_ray_is_told_to_stop_does_so_in_good_order_and_goes_on_with_resume(folder):
+    run = settings(folder, "stopped")
+    job, log = ["jobs/train_mclrec.py", write_config(run)], folder / "stopped.log"
+    with ray_head(4, folder / "head.log") as (address, environment):
+        environment |= {"RAY_API_SERVER_ADDRESS": address}
+
+        def ray_job(*arguments: str, **options: Any) -> subprocess.Popen:
+            command = [RAY, "job", *arguments]
+            return subprocess.Popen(command, cwd=REPOSITORY, env=environment, text=True, **options)
+
+        submit = ["submit", "--submission-id", "stopped", "--", sys.executable, *job]
+        with log.open("w") as out:
+            process = ray_job(*submit, stdout=out, stderr=subprocess.STDOUT)
+        until_checkpoints(folder / "runs" / "stopped", 1, process, log)
+        assert ray_job("stop", "stopped", stdout=subprocess.PIPE).wait(timeout=60) == 0
+        process.wait(timeout=60)
+        assert "terminated" in log.read_text().splitlines()
+        assert "Traceback" not in log.read_text()
+        ((_, told),) = runs_named(folder, "stopped")
+        assert told == "KILLED"
+    done = run_job(*job, "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_every_row_once(folder, "stopped")
 
 
 def test_a_shard_that_changed_in_place_ends_the_run_in_one_line(folder):
