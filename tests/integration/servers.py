@@ -9,9 +9,14 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT_S = 120
@@ -45,6 +50,15 @@ def job_environment(environment: Mapping[str, str] | None = None) -> dict[str, s
         k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "MLFLOW_"))
     }
     return {**inherited, "OMP_NUM_THREADS": "1", **(environment or {})}
+
+
+def elsewhere(function: Callable[..., T], *arguments: Any) -> T:
+    """What a function of a module gives in a process of its own.
+
+    For what would make the tests' own process a process group, which later tests may not want.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 @contextmanager

@@ -6,8 +6,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
@@ -22,7 +20,7 @@ from distrl.study.table import rows
 from distrl.study.trials import trials
 from distrl.study.tuning import trial_folder
 from distrl.train.local import train_locally
-from tests.integration.servers import REPOSITORY, job_environment, run_job
+from tests.integration.servers import REPOSITORY, elsewhere, job_environment, run_job
 from tests.store_factory import make_store
 
 pytestmark = pytest.mark.slow
@@ -84,12 +82,6 @@ def kill_midway(config: Path, folder: Path) -> None:
         child.kill()
 
 
-def elsewhere(config: Path, folder: Path) -> list[dict[str, float]]:
-    """`in_one_process` in a process of its own: this one must not become a process group."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(in_one_process, config, folder).result()
-
-
 def in_one_process(config: Path, folder: Path) -> list[dict[str, float]]:
     """Test metrics of the same trials without Ray, row by row of the table."""
     study = load_config(StudyConfig, config, [])
@@ -127,7 +119,8 @@ def test_a_killed_study_goes_on_and_comes_to_what_one_process_comes_to(config, t
     assert [(row["variant"], row["evaluation"]) for row in table] == [
         ("control", "clean"), ("control", "noise"), ("full", "clean"), ("full", "noise"),
     ]  # fmt: skip
-    for row, expected in zip(table, elsewhere(config, tmp_path / "alone"), strict=True):
+    alone = elsewhere(in_one_process, config, tmp_path / "alone")
+    for row, expected in zip(table, alone, strict=True):
         for name, value in expected.items():
             if name not in ("seconds", "targets_per_s"):
                 assert float(row[f"{name}_mean"]) == value, name
