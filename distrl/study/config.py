@@ -81,6 +81,9 @@ class StudyConfig(Config):
     name. Choosing a checkpoint, or a trial, goes by the validation split alone."""
     by_length: bool = False
     """Whether the table tells users apart by length, in the buckets of each evaluation."""
+    relative: bool = False
+    """Whether the picture also shows each line as a share of its own first point: what is left
+    under noise, say. For a grid, or several evaluations."""
     cpus_per_trial: PositiveFloat = 1.0
     """Reserved from Ray for a trial; its process takes the base's `workers.threads`. Fractions put
     several trials on one CPU."""
@@ -97,6 +100,8 @@ class StudyConfig(Config):
             raise ValueError("grid and search are both given: a study is one or the other")
         if self.halving is not None and not self.search:
             raise ValueError("halving would end trials that a table needs; it is for a search")
+        if self.relative and (self.by_length or not (self.grid or len(self.evaluations) > 1)):
+            raise ValueError("relative compares along a grid or several evaluations; there is none")
         if self.name in ("", ".", "..") or not all(c.isalnum() or c in "._-" for c in self.name):
             raise ValueError(
                 f"name={self.name!r} becomes a folder: letters, digits, '.', '_' and '-' only"

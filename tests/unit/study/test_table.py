@@ -3,12 +3,13 @@ import io
 import math
 
 import pytest
+from pydantic import ValidationError
 
 from distrl.config import RunConfig
 from distrl.data.evaluation_config import EvaluationConfig
 from distrl.study.config import StudyConfig
 from distrl.study.judging import Figures, Judged
-from distrl.study.picture import picture
+from distrl.study.picture import picture, shares_of_first, short_names
 from distrl.study.table import VALIDATION, as_csv, as_markdown, rows
 from distrl.study.trials import Trial
 from distrl.train.local import Validated
@@ -33,11 +34,11 @@ def validated(epoch, score):
     )  # fmt: skip
 
 
-def judged(name, value, *, num_short=4):
+def judged(name, value, *, numshort_names=4):
     metrics = {f"{policy}/{metric}": value for policy in ("kept", "masked") for metric in METRICS}
     figures = [
         Figures(evaluation="test", length="all", num_users=10, metrics=metrics),
-        Figures(evaluation="test", length="<=5", num_users=num_short, metrics=metrics),
+        Figures(evaluation="test", length="<=5", num_users=numshort_names, metrics=metrics),
         Figures(evaluation="test", length=">5", num_users=6, metrics=metrics),
     ]
     return Judged(trial=name, best=validated(2, value / 2), last=validated(3, 0.0),
@@ -63,7 +64,7 @@ def test_a_row_is_the_mean_and_the_sample_deviation_over_seeds():
 
 
 def test_length_buckets_are_told_apart_where_asked_for_and_not_where_empty():
-    with_empty = [judged("0", 0.1, num_short=0)]
+    with_empty = [judged("0", 0.1, numshort_names=0)]
     assert [row.length for row in rows(TRIALS, JUDGED, by_length=True)] == ["all", "<=5", ">5"] * 2
     assert [row.length for row in rows(TRIALS, with_empty, by_length=True)] == ["all", ">5"]
 
@@ -107,3 +108,30 @@ def test_a_searchs_picture_has_a_panel_for_each_key():
     image = picture(study, rows([found], JUDGED, by_length=False), 10)
     width, height = (int.from_bytes(image[at : at + 4]) for at in (16, 20))
     assert (width, height) == (2 * 4 * 120, 540)
+
+
+def test_a_relative_picture_has_a_second_panel_and_needs_something_to_go_along():
+    settings = {"name": "s", "base": "b", "relative": True}
+    evaluations = {"0 %": [], "10 %": ["evaluation.noise_share=0.1"]}
+    study = StudyConfig.model_validate({**settings, "evaluations": evaluations})
+    image = picture(study, rows(TRIALS, JUDGED, by_length=False), 10)
+    assert int.from_bytes(image[16:20]) == 2 * 6 * 120
+    with pytest.raises(ValidationError, match="along a grid or several evaluations"):
+        StudyConfig.model_validate(settings)
+    with pytest.raises(ValidationError, match="along a grid or several evaluations"):
+        StudyConfig.model_validate({**settings, "evaluations": evaluations, "by_length": True})
+
+
+def test_what_is_left_is_a_share_of_the_first_figure_and_unknown_without_it():
+    assert shares_of_first({0: 0.5, 2: 0.25}) == {0: 1.0, 2: 0.5}
+    assert shares_of_first({1: 0.5}) == {}
+    assert shares_of_first({0: 0.0, 1: 0.0}) == {}
+
+
+def test_paths_below_an_axis_are_as_short_as_they_can_be_told_apart():
+    assert short_names(["a/store", "a/store-10/"]) == {
+        "a/store": "store",
+        "a/store-10/": "store-10",
+    }
+    assert short_names(["a/store", "b/store"]) == {"a/store": "a/store", "b/store": "b/store"}
+    assert short_names([0.1, 3]) == {"0.1": "0.1", "3": "3"}
