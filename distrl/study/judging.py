@@ -11,8 +11,7 @@ from distrl.data.store import read_manifest
 from distrl.errors import CheckpointError
 from distrl.schema import Config
 from distrl.storage import exists, join, read_bytes, write_bytes
-from distrl.study.trials import Trial
-from distrl.study.tuning import trial_folder
+from distrl.study.trials import Trial, trial_folder
 from distrl.train.evaluate import EvaluationResult, evaluate_local
 from distrl.train.kept import KeptCheckpoints
 from distrl.train.local import Validated
@@ -46,32 +45,39 @@ class Judged(Config):
 def judge_all(
     trials: Sequence[Trial], study_uri: str, cpus_per_trial: float, say: Say
 ) -> list[Judged]:
-    """Judges each trial that is not judged yet, several side by side on Ray.
+    """Figures of all trials, in their order.
+
+    Those that did not come to judge themselves, because they were ended early, are judged here,
+    several side by side on Ray.
 
     Raises:
         CheckpointError: If a trial has no checkpoint, or it is torn.
     """
-    waiting = {}
-    for trial in trials:
-        if not exists(_uri(study_uri, trial)):
-            task = ray.remote(_judge_and_write).options(num_cpus=cpus_per_trial)
-            waiting[trial.name] = task.remote(trial, study_uri)
-    found = []
+    so_far = {one.trial for one in judged_so_far(trials, study_uri)}
+    task = ray.remote(judge_and_write).options(num_cpus=cpus_per_trial)
+    waiting = {t.name: task.remote(t, study_uri) for t in trials if t.name not in so_far}
     for trial in trials:
         if trial.name in waiting:
             ray.get(waiting[trial.name])
             say(f"{trial.name} ({trial.label}) is judged on the test split")
-        found.append(Judged.model_validate_json(read_bytes(_uri(study_uri, trial))))
-    return found
+    return judged_so_far(trials, study_uri)
+
+
+def judged_so_far(trials: Sequence[Trial], study_uri: str) -> list[Judged]:
+    """Figures of those trials that have any yet."""
+    uris = [_uri(study_uri, trial) for trial in trials]
+    return [Judged.model_validate_json(read_bytes(uri)) for uri in uris if exists(uri)]
 
 
 def _uri(study_uri: str, trial: Trial) -> str:
     return join(study_uri, "evaluations", f"{trial.name}.json")
 
 
-def _judge_and_write(trial: Trial, study_uri: str) -> None:
-    judged = judge(trial, study_uri)
-    write_bytes(_uri(study_uri, trial), judged.model_dump_json(indent=1).encode())
+def judge_and_write(trial: Trial, study_uri: str) -> None:
+    """Judges a trial for good, unless that is done."""
+    uri = _uri(study_uri, trial)
+    if not exists(uri):
+        write_bytes(uri, judge(trial, study_uri).model_dump_json(indent=1).encode())
 
 
 def judge(trial: Trial, study_uri: str) -> Judged:

@@ -12,7 +12,7 @@ from distrl.data.store import check_sizes, manifest_hash, read_manifest
 from distrl.errors import CheckpointError, ConfigError, DistrlError, TrackingError
 from distrl.storage import absolute, check_writable, exists, join, read_bytes, write_bytes
 from distrl.study.config import StudyConfig
-from distrl.study.judging import judge_all
+from distrl.study.judging import judge_all, judged_so_far
 from distrl.study.picture import picture
 from distrl.study.table import VALIDATION, Row, as_csv, as_markdown, rows
 from distrl.study.trials import Trial, trials
@@ -25,7 +25,7 @@ from distrl.train.checks import check_run
 from distrl.watch import Say
 
 START_FILE = "study.json"
-CHANGEABLE = ("cpus_per_trial", "max_concurrent", "max_failures", "tracking")
+CHANGEABLE = ("cpus_per_trial", "max_concurrent", "max_failures", "relative", "tracking")
 """What may differ when a study is resumed: it decides no figure."""
 FLUSH_S = 60.0
 
@@ -66,6 +66,36 @@ def run_study(study: StudyConfig, *, resume: bool, say: Say) -> list[Row]:
         raise
     runs.finish_run(tracking_uri, run_id, "FINISHED")
     return table
+
+
+def table_so_far(study: StudyConfig) -> str:
+    """What the trials that are over have come to, while others train or after a cut; as Markdown.
+
+    Reads only what the trials wrote, and writes nothing. A search's trials that were ended early
+    are judged at the study's end, and missing until then.
+
+    Args:
+        study: Its name and place count; the rest is taken from the study as it was begun.
+
+    Raises:
+        ConfigError: If there is no such study, or none of its trials is over yet.
+    """
+    uri = join(absolute(study.storage_uri), study.name)
+    begun = StudyConfig.model_validate(_begun(study.name, uri)["config"])
+    found = trials(begun)
+    judged = judged_so_far(found, uri)
+    if not judged:
+        raise ConfigError(f"name={study.name}: none of its {len(found)} trials is over yet")
+    table = _best_first(begun, rows(found, judged, by_length=begun.by_length))
+    cutoffs = next(iter(found[0].evaluations.values())).cutoffs
+    return f"{as_markdown(table, cutoffs)}\n{len(judged)} of {len(found)} trials are in it.\n"
+
+
+def _begun(name: str, uri: str) -> dict[str, Any]:
+    """What is on record of a study's beginning."""
+    if not exists(join(uri, START_FILE)):
+        raise ConfigError(f"name={name}: there is no study in {uri}")
+    return json.loads(read_bytes(join(uri, START_FILE)))
 
 
 def _run(
@@ -125,11 +155,9 @@ def _open(
     study: StudyConfig, uri: str, hashes: dict[str, str], tracking_uri: str, *, resume: bool
 ) -> str:
     """Starts or takes up the study; the id of its one MLflow run."""
-    start, settings = join(uri, START_FILE), study.model_dump(mode="json")
+    settings = study.model_dump(mode="json")
     if resume:
-        if not exists(start):
-            raise ConfigError(f"name={study.name}: there is no study to resume in {uri}")
-        before = json.loads(read_bytes(start))
+        before = _begun(study.name, uri)
         _check_same(uri, before, settings, hashes)
         runs.resume_run(tracking_uri, before["run_id"])
         return before["run_id"]
@@ -151,7 +179,7 @@ def _open(
     log.log_text("study.yaml", dump_config(study))
     log.close(FLUSH_S)
     record = {"run_id": run_id, "config": settings, "stores": hashes}
-    write_bytes(start, json.dumps(record, indent=1).encode())
+    write_bytes(join(uri, START_FILE), json.dumps(record, indent=1).encode())
     return run_id
 
 

@@ -12,7 +12,7 @@ from distrl.config import RunConfig, load_config
 from distrl.data.evaluation_config import EvaluationConfig
 from distrl.errors import ConfigError
 from distrl.schema import Config
-from distrl.storage import absolute
+from distrl.storage import absolute, join
 from distrl.study.config import Choice, Distribution, StudyConfig, Uniform
 
 BASE_VARIANT = "base"
@@ -38,6 +38,11 @@ class Trial(Config):
         values = [f"{key.rpartition('.')[2]}={shown(value)}" for key, value in self.values.items()]
         named = [] if self.variant == BASE_VARIANT and values else [self.variant]
         return " ".join([*named, *values])
+
+
+def trial_folder(study_uri: str, trial: str) -> str:
+    """Where a trial's checkpoints are."""
+    return join(study_uri, "trials", trial)
 
 
 def shown(value: Any) -> str:  # noqa: ANN401

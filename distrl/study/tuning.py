@@ -11,7 +11,8 @@ from ray.tune.schedulers import ASHAScheduler
 from distrl.errors import DivergedError
 from distrl.storage import exists, join, read_bytes, write_bytes
 from distrl.study.config import StudyConfig
-from distrl.study.trials import Trial
+from distrl.study.judging import judge_and_write
+from distrl.study.trials import Trial, trial_folder
 from distrl.train.local import Validated, train_locally
 from distrl.train.monitor import SELECT_BY
 from distrl.watch import Say, cause
@@ -28,11 +29,6 @@ SETTINGS = {
 """For Tune, which takes them from the environment alone."""
 
 
-def trial_folder(study_uri: str, trial: str) -> str:
-    """Where a trial's checkpoints are."""
-    return join(study_uri, "trials", trial)
-
-
 def problem_of(study_uri: str, trial: str) -> str | None:
     """What ended a trial that no repetition would mend."""
     uri = join(trial_folder(study_uri, trial), PROBLEM_FILE)
@@ -40,7 +36,7 @@ def problem_of(study_uri: str, trial: str) -> str | None:
 
 
 def run_trial(config: Mapping[str, Any], *, trials: Mapping[str, Trial], study_uri: str) -> None:
-    """What a Tune trial runs.
+    """What a Tune trial runs: training to its own end, then judging.
 
     Its checkpoints are its own and not Tune's, whose record is up to seconds old when a driver
     dies: a trial that Tune starts once more finds in its folder all that it had done.
@@ -60,6 +56,8 @@ def run_trial(config: Mapping[str, Any], *, trials: Mapping[str, Trial], study_u
             tune.report({**report, **_losses(validated), **ranked})
     except DivergedError as error:
         write_bytes(join(folder, PROBLEM_FILE), str(error).encode())
+    else:
+        judge_and_write(trial, study_uri)
 
 
 def _losses(validated: Validated) -> dict[str, float]:

@@ -17,8 +17,7 @@ from distrl.study.config import StudyConfig
 from distrl.study.judging import judge
 from distrl.study.study import run_study
 from distrl.study.table import rows
-from distrl.study.trials import trials
-from distrl.study.tuning import trial_folder
+from distrl.study.trials import trial_folder, trials
 from distrl.train.local import train_locally
 from tests.integration.servers import REPOSITORY, elsewhere, job_environment, run_job
 from tests.store_factory import make_store
@@ -100,6 +99,13 @@ def test_a_killed_study_goes_on_and_comes_to_what_one_process_comes_to(config, t
     assert len(json.loads(finished)["validations"]) == EPOCHS
     assert 0 < len(begun) < EPOCHS
 
+    so_far = run_job("jobs/study.py", str(config), "--so-far")
+    assert so_far.returncode == 0, so_far.stderr
+    assert "| control | clean | 1 |" in so_far.stdout
+    assert "| full |" not in so_far.stdout
+    assert "1 of 2 trials are in it." in so_far.stdout
+    judged = (folder / "evaluations" / "000-seed0.json").read_bytes()
+
     study = load_config(StudyConfig, config, [])
     with pytest.raises(ConfigError, match="--resume"):
         run_study(study, resume=False, say=print)
@@ -112,6 +118,7 @@ def test_a_killed_study_goes_on_and_comes_to_what_one_process_comes_to(config, t
     assert "000-seed0 (control)  epoch" not in done.stdout
     # Seconds are among a validation's figures, so a repetition would show.
     assert (folder / "trials" / "000-seed0" / "validations.json").read_bytes() == finished
+    assert (folder / "evaluations" / "000-seed0.json").read_bytes() == judged
     assert validations(folder, "001-seed0")[: len(begun)] == begun
     assert len(validations(folder, "001-seed0")) == EPOCHS
 
