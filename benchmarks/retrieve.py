@@ -1,7 +1,7 @@
 """How fast are neighbors found among a million vectors, and how many of them does an index find?
 
     python -m benchmarks.retrieve           # exact and IVF, some two minutes
-    python -m benchmarks.retrieve --hnsw    # HNSW too, whose building takes an hour of CPU
+    python -m benchmarks.retrieve --hnsw    # HNSW too, 25 minutes more
 
 What a task of jobs/retrieve.py runs, without Ray: `distrl.semantics.nearest` over all vectors, and
 an index of `distrl.semantics.ann` with the neighbors ranked exactly afterwards. Only a sample
