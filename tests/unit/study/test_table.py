@@ -34,11 +34,11 @@ def validated(epoch, score):
     )  # fmt: skip
 
 
-def judged(name, value, *, numshort_names=4):
+def judged(name, value, *, num_short=4):
     metrics = {f"{policy}/{metric}": value for policy in ("kept", "masked") for metric in METRICS}
     figures = [
         Figures(evaluation="test", length="all", num_users=10, metrics=metrics),
-        Figures(evaluation="test", length="<=5", num_users=numshort_names, metrics=metrics),
+        Figures(evaluation="test", length="<=5", num_users=num_short, metrics=metrics),
         Figures(evaluation="test", length=">5", num_users=6, metrics=metrics),
     ]
     return Judged(trial=name, best=validated(2, value / 2), last=validated(3, 0.0),
@@ -64,7 +64,7 @@ def test_a_row_is_the_mean_and_the_sample_deviation_over_seeds():
 
 
 def test_length_buckets_are_told_apart_where_asked_for_and_not_where_empty():
-    with_empty = [judged("0", 0.1, numshort_names=0)]
+    with_empty = [judged("0", 0.1, num_short=0)]
     assert [row.length for row in rows(TRIALS, JUDGED, by_length=True)] == ["all", "<=5", ">5"] * 2
     assert [row.length for row in rows(TRIALS, with_empty, by_length=True)] == ["all", ">5"]
 
