@@ -37,6 +37,11 @@ CASES = {
     "inter-user alone": (*PAPERS, "method.intra_weight=0"),
     "both": PAPERS,
     "both, 4 prefixes, 3 neighbors": ("data.contrasted_prefixes=4", "data.num_neighbors=3"),
+    "the same, a random neighbor": (
+        "data.contrasted_prefixes=4",
+        "data.num_neighbors=3",
+        "method.synthesizer=random",
+    ),
 }
 PADDED_SEQUENCES = 14
 """Sequences of a prefix in a step of the authors' code, at 10 neighbors."""

@@ -254,8 +254,9 @@ class Method(nn.Module, ABC):
     corruption: CorruptionRates | None = None
     """How the batch's prefixes are damaged for it; None where it does not mend."""
 
-    wants_neighbors: bool = False
-    """Whether each batch brings the neighbors of its contrasted prefixes."""
+    wants_neighbors: Literal["one", "all"] | None = None
+    """Whether each batch brings the neighbors of its contrasted prefixes: all of
+    `data.num_neighbors`, or one of those, drawn anew each epoch."""
 
     wants_semantic_views: bool = False
     """Whether each batch brings two views with items replaced by others with a like text."""

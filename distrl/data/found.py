@@ -3,7 +3,7 @@
 Dimensions: S samples, P contrasted prefixes, N neighbors of all of them, E of text vectors.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -37,14 +37,21 @@ class Found:
         """Those of some of the prefixes, in the order asked for."""
         starts = np.concatenate([[0], np.cumsum(self.counts)])
         whole = Ragged(np.arange(len(self.window)), starts).take(prefixes).values
+        some = replace(self, own=self.own[prefixes], counts=self.counts[prefixes])
+        return some.with_neighbors(whole, some.counts)
+
+    def with_neighbors(
+        self, chosen: Int64[np.ndarray, " M"], counts: Int64[np.ndarray, " P"]
+    ) -> "Found":
+        """Some of the N neighbors, in the order asked for; the prefixes have so many of them."""
         return Found(
-            self.own[prefixes],
-            self.counts[prefixes],
-            self.window[whole],
-            self.user[whole],
-            self.length[whole],
-            self.items.take(whole),
-            self.vectors[whole],
+            self.own,
+            counts,
+            self.window[chosen],
+            self.user[chosen],
+            self.length[chosen],
+            self.items.take(chosen),
+            self.vectors[chosen],
         )
 
     def columns(self, pairs: Int64[np.ndarray, " S"]) -> dict[str, pa.Array]:

@@ -2,12 +2,21 @@
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt64
 
 from distrl.contract import Neighbors, Packed
 from distrl.data.found import Found
 from distrl.ops.packing import pack
 from distrl.ops.ragged import Ragged
+from distrl.ops.sequences import below
+
+
+def drawn(found: Found, keys: UInt64[np.ndarray, " P"], *, most: int) -> Found:
+    """One of the `most` nearest neighbors of each prefix that has any, each as likely."""
+    starts = np.concatenate([[0], np.cumsum(found.counts)])[:-1]
+    has_any = found.counts > 0
+    chosen = (starts + below(keys, np.minimum(found.counts, most)))[has_any]
+    return found.with_neighbors(chosen, has_any.astype(np.int64))
 
 
 def neighbors_of(found: Found, anchors: Ragged, *, most: int, row_length: int) -> Neighbors:

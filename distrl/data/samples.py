@@ -12,7 +12,7 @@ from distrl.data.beside import Beside
 from distrl.data.config import DataConfig
 from distrl.data.contrasted import contrasted_ends
 from distrl.data.found import Found, no_neighbors
-from distrl.data.neighbor_batch import neighbors_of
+from distrl.data.neighbor_batch import drawn, neighbors_of
 from distrl.data.side_tables import SideManifest
 from distrl.ops.corruption import INSERT, Corruption
 from distrl.ops.packing import pack
@@ -21,7 +21,7 @@ from distrl.ops.sequences import Views, mixed, sample_keys
 from distrl.ops.substitution import substituted
 from distrl.schema import PAD_ID
 
-_PREFIX, _DAMAGE, _FIRST_SEMANTIC, _SECOND_SEMANTIC = 11, 13, 14, 15
+_PREFIX, _DAMAGE, _FIRST_SEMANTIC, _SECOND_SEMANTIC, _NEIGHBOR = 11, 13, 14, 15, 16
 """Purposes of draws, apart from those of the views."""
 
 NOTHING = Beside()
@@ -60,6 +60,8 @@ class BatchMaker:
     """Of the table that the samples' neighbors are from; None where none are wanted."""
     near_items: Ragged | None = None
     """From `read_near_items`; None where no semantic views are wanted."""
+    draws_neighbor: bool = False
+    """Whether a batch has one of the neighbors of each prefix, and not all."""
 
     @classmethod
     def of(
@@ -80,6 +82,7 @@ class BatchMaker:
             beside.correlated,
             beside.neighbors if method.wants_neighbors else None,
             beside.near_items if method.wants_semantic_views else None,
+            method.wants_neighbors == "one",
         )
 
     @property
@@ -142,17 +145,21 @@ class BatchMaker:
             pair_sample=_numbers(of_sample),
             pair_target=torch.from_numpy(follows),
             pair_at=at,
-            neighbors=self._neighbors(prefixes, found),
+            neighbors=self._neighbors(prefixes, keys, found),
             semantic_views=self._semantic_views(prefixes, keys),
         )
 
-    def _neighbors(self, prefixes: Ragged, found: Found | None) -> Neighbors | None:
+    def _neighbors(
+        self, prefixes: Ragged, keys: UInt64[np.ndarray, " pairs"], found: Found | None
+    ) -> Neighbors | None:
         if self.neighbors is None:
             return None
         if found is None:
             assert not len(prefixes.lengths), "the reader joins neighbors into samples"
             found = no_neighbors(self.neighbors.dimension)
         most, row_length = self.config.num_neighbors, self.config.slots
+        if self.draws_neighbor:
+            found, most = drawn(found, mixed(keys, _NEIGHBOR), most=most), 1
         return neighbors_of(found, prefixes, most=most, row_length=row_length)
 
     def _semantic_views(

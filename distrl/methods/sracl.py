@@ -42,8 +42,8 @@ class SRACLConfig(MethodConfig, NegativesConfig):
     """Weight beta of the contrast between two views with items replaced by like ones."""
     synthesizer: Literal["gat", "gatv2", "mean", "random"] = "gat"
     """How the neighbors of a prefix become one sample: weighed by a learned score (gat), by one
-    that depends on the prefix too (gatv2, ours), all alike, or one of them drawn anew each step
-    (the ablation without learning)."""
+    that depends on the prefix too (gatv2, ours), all alike, or one of them drawn anew each epoch
+    (the ablation without learning), the only one that is read and encoded."""
     synthesizer_dropout: Probability = 0.5
     """On the weights of the neighbors, which the paper leaves out and the code has."""
     inter_loss: Literal["symmetric", "one_way"] = "symmetric"
@@ -89,7 +89,8 @@ class SRACL(Method):
         self.config = config
         self.base = config.base.build(catalog)
         self.num_views = self.base.num_views
-        self.wants_neighbors = config.inter_weight > 0
+        if config.inter_weight > 0:
+            self.wants_neighbors = "one" if config.synthesizer == "random" else "all"
         self.wants_semantic_views = config.intra_weight > 0
         self.synthesizer = self._build_synthesizer() if self._learns else None
 
@@ -192,11 +193,7 @@ class SRACL(Method):
         if self.synthesizer is not None:
             return self.synthesizer(found.text, found.neighbor_text, found.of_pair)
         is_there_PK = (found.of_pair >= 0).float()
-        count_P1 = is_there_PK.sum(dim=1, keepdim=True).clamp(min=1)
-        if self.config.synthesizer == "mean" or not self.training:
-            return is_there_PK / count_P1
-        chosen_P1 = (torch.rand_like(count_P1) * count_P1).long()
-        return torch.zeros_like(is_there_PK).scatter_(1, chosen_P1, 1.0) * is_there_PK
+        return is_there_PK / is_there_PK.sum(dim=1, keepdim=True).clamp(min=1)
 
     def view_states(self, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor]]:
         """The base's, `semantic`: both views, `synthesized`: prefixes and what is made for them."""

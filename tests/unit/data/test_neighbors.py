@@ -1,5 +1,8 @@
 """Neighbors on their way from a table beside the store into batches."""
 
+from collections import defaultdict
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -157,6 +160,27 @@ def test_fewer_neighbors_may_be_taken_than_are_listed(near):
             rows = [row for row in found.of_pair[pair].tolist() if row >= 0]
             read = [whose(up_to(found.sequences, found.sequences.last[r])[-1]) for r in rows]
             assert read == chosen[own][:1]
+
+
+def test_one_neighbor_is_drawn_of_the_nearest_and_another_one_in_another_epoch(near):
+    folder, manifest, table, chosen = near
+    config = config_of(folder, num_neighbors=2)
+    maker = replace(maker_of(config, manifest, table), draws_neighbor=True)
+    seen = defaultdict(set)
+    for batch, _ in all_batches(config, manifest, maker, epochs=40):
+        found = batch.neighbors
+        assert found.of_pair.shape[1] == 1
+        for pair, at in enumerate(found.anchors.last.tolist()):
+            own = whose(up_to(found.anchors, at)[-1])
+            row = found.of_pair[pair, 0].item()
+            read = None
+            if row >= 0:
+                read = whose(up_to(found.sequences, found.sequences.last[row])[-1])
+            seen[own].add(read)
+    assert len(seen) > 2
+    for own, read in seen.items():
+        assert read == (set(chosen[own][:2]) or {None})
+    assert any(len(read) == 2 for read in seen.values())
 
 
 def test_windows_cut_to_the_newest_items_are_no_ones_prefix():

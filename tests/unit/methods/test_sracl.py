@@ -179,16 +179,22 @@ def test_with_both_weights_at_zero_it_is_the_base_to_the_bit(store):
     assert all(torch.equal(a, b) for a, b in zip(our_weights, bare_weights, strict=True))
 
 
-def test_random_takes_one_neighbor_at_a_time_and_mean_all(store):
+def test_random_encodes_one_neighbor_of_each_prefix_and_mean_all(store):
     model = method(synthesizer="random").train()
     found = batch_for(store, model).neighbors
     assert "synthesizer" not in model.parts
-    draws = torch.stack([model._weights(found) for _ in range(300)])
+    assert found.of_pair.shape[1] == 1
     there = found.of_pair >= 0
-    assert set(draws.unique().tolist()) == {0.0, 1.0}
-    assert (draws.sum(dim=2) == there.any(dim=1).float()).all()
-    assert (draws.amax(dim=0) == there.float()).all(), "each neighbor is drawn some time"
-    share = method(synthesizer="mean")._weights(found)
+    assert set(there.flatten().tolist()) == {True, False}
+    assert torch.equal(model._weights(found), there.float())
+    states = torch.randn(len(found.neighbor_text), model.base.item_vectors.shape[1])
+    made = model._synthesized(found, states)
+    assert torch.equal(made, states[found.of_pair[:, 0].clamp(min=0)] * there)
+    every = batch_for(store, method()).neighbors
+    assert len(found.neighbor_text) < len(every.neighbor_text)
+    assert torch.equal(there.any(dim=1), (every.of_pair >= 0).any(dim=1))
+    there = every.of_pair >= 0
+    share = method(synthesizer="mean")._weights(every)
     count = there.sum(dim=1, keepdim=True).clamp(min=1)
     assert torch.equal(share, there.float() / count)
 
