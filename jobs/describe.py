@@ -69,6 +69,7 @@ def summary(config: DescribeConfig, described: Described, elapsed_s: float) -> s
         lines |= {
             "asked": f"{asked.asked:,}",
             "asked again": f"{asked.reasked:,}",
+            "malformed": f"{asked.malformed:,}",
             "from cache": f"{asked.from_cache:,}",
             "repeated": f"{asked.repeated:,}",
             "without a reply": f"{asked.unanswered:,}",
@@ -78,6 +79,9 @@ def summary(config: DescribeConfig, described: Described, elapsed_s: float) -> s
             "tokens now": f"{asked.tokens_in:,} in, {asked.tokens_out:,} out",
             "cost now": f"{asked.cost:,.4f}",
         }
+        if asked.lost_in + asked.lost_out:
+            # Requests without a reply, which may be billed all the same.
+            lines["lost at most"] = f"{asked.lost_in:,} tokens in, {asked.lost_out:,} out"
     lines["time"] = f"{elapsed_s:.1f} s"
     text = "\n".join(f"{name:<20}{value}" for name, value in lines.items())
     if asked is not None and asked.unanswered:

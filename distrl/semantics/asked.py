@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from distrl.semantics.describe_config import PricesConfig
+from distrl.semantics.describe_config import BudgetConfig, PricesConfig
 
 
 @dataclass
@@ -23,6 +23,8 @@ class Asked:
     """Replies to prompts that were asked for the first time."""
     reasked: int = 0
     """Replies to prompts that were asked again for a malformed one."""
+    malformed: int = 0
+    """Of those replies, how many say nothing that can be used."""
     unanswered: int = 0
     """Prompts without a reply after all retries, or refused."""
     retries: int = 0
@@ -33,6 +35,9 @@ class Asked:
     tokens_in: int = 0
     tokens_out: int = 0
     cost: float = 0.0
+    lost_in: int = 0
+    lost_out: int = 0
+    """Tokens, at most, of requests that brought no reply and may be billed nevertheless."""
     started_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -46,6 +51,27 @@ class Asked:
         self.tokens_out += tokens_out
         self.cost = prices.cost(self.tokens_in, self.tokens_out)
 
+    def lose(self, tokens_in: int, tokens_out: int) -> None:
+        """Counts the most that a request without a reply may be billed for."""
+        self.lost_in += tokens_in
+        self.lost_out += tokens_out
+
+    def beyond(self, budget: BudgetConfig) -> str:
+        """That a budget is spent, and what for."""
+        limits = [
+            f"budget.{name}={value:g}"
+            for name, value in (("max_cost", budget.max_cost), ("max_tokens", budget.max_tokens))
+            if value is not None
+        ]
+        said = (
+            f"{' and '.join(limits)} leave no room for another request: this run used "
+            f"{self.tokens_in:,} + {self.tokens_out:,} tokens, cost {self.cost:,.4f}"
+        )
+        lost = self.lost_in + self.lost_out
+        if lost:
+            said += f", and up to {lost:,} tokens in requests without a reply that may be billed"
+        return said
+
     def line(self, in_flight: int) -> str:
         """How far it is, for people."""
         elapsed_s = time.monotonic() - self.started_s
@@ -55,6 +81,7 @@ class Asked:
             f"ask  {self.prompts:,}/{self.total:,} prompts  {self.came:,} replies  "
             f"{self.came / max(elapsed_s, 1e-9):,.1f}/s  {in_flight} in flight  "
             f"{self.tokens_in:,} + {self.tokens_out:,} tokens  cost {self.cost:,.4f}"
+            + (f"  {self.malformed:,} malformed" if self.malformed else "")
             + (f"  {failed:,} failed, last: {self.last_failure}" if failed else "")
             + f"  {elapsed_s:,.0f} s, ETA {left_s:,.0f} s"
         )

@@ -3,35 +3,32 @@
     prompts, a block at a time -> [not kept, not asked yet] -> requests in flight -> replies
 
 Until the first reply has come there is one request at a time, so that a wrong key is found out once
-and not two hundred times. A retry waits by itself; a 429 holds all requests.
+and not two hundred times. A retry waits by itself; a 429 holds all requests. Whatever ends the job,
+an interrupt excepted, requests in flight are waited for: they are paid.
 """
 
 import asyncio
-import random
 from collections.abc import Callable, Iterator
 
-from distrl.errors import ConfigError, StorageError
+from distrl.errors import ConfigError, DistrlError, StorageError
 from distrl.semantics.asked import Asked
 from distrl.semantics.describe_config import DescribeConfig
 from distrl.semantics.endpoint import Answer, Endpoint, Unanswered
+from distrl.semantics.judged import judged
 from distrl.semantics.pace import Estimate, Pace, Purse
+from distrl.semantics.patience import Patience
 from distrl.semantics.prompts import Prompt, Request, request_of, text_of
 from distrl.semantics.replies import Replies, Reply
 
 COMMIT_S = 0.8
 _QUIET_S = 5.0
-
-
-def missing_attempt(prompt: Prompt, config: DescribeConfig, replies: Replies) -> int | None:
-    """The first attempt at a prompt that has no reply; None if there is no need of another."""
-    for attempt in range(config.reask + 1):
-        key = request_of(prompt, config.generation, attempt).key
-        malformed = replies.malformed(key)
-        if malformed is None:
-            return attempt
-        if not malformed:
-            return None
-    return None
+_WRITES = 5
+"""Failed writes in a row that end the job; what they held is tried again with the next."""
+_LOOKED_AT = 20
+"""Replies about items after which somebody should know that none can be used."""
+_SHOWN = 200
+_BYTES_PER_TOKEN = 3
+"""Of a reply that nobody counted: rather too many tokens than too few."""
 
 
 def ask_all(
@@ -47,7 +44,7 @@ def ask_all(
     Args:
         config: Whom to ask, how fast, and for how much.
         key: Of the endpoint.
-        blocks: All prompts; read in a thread of its own, a block ahead.
+        blocks: All prompts; read in a thread of its own.
         replies: Where they are kept.
         total: Prompts that there are.
         say: Told of progress, a line at a time.
@@ -77,19 +74,21 @@ class _Asking:
         self._key, self._blocks, self._replies, self._say = key, blocks, replies, say
         self._asked = Asked(total)
         self._pending: set[str] = set()
-        self._in_flight = self._failed_in_a_row = 0
+        self._in_flight = self._of_items = 0
         self._opened = self._spent = False
+        self._error: DistrlError | None = None
 
     async def run(self) -> Asked:
         """Asks; what came is not flushed yet."""
         config = self._endpoint_config
         self._endpoint = Endpoint(config, self._config.generation.model, self._key)
-        self._queue: asyncio.Queue[Prompt | None] = asyncio.Queue(config.concurrency)
+        self._queue: asyncio.Queue[tuple[Prompt, int] | None] = asyncio.Queue(config.concurrency)
         self._door = asyncio.Lock()
         self._requests, self._tokens = (
             Pace(config.requests_per_minute),
             Pace(config.tokens_per_minute),
         )
+        self._patience = Patience(config, self._asked, self._requests)
         self._estimate = Estimate()
         self._purse = Purse(self._config.budget, self._config.prices, self._asked)
         try:
@@ -106,67 +105,108 @@ class _Asking:
         finally:
             await self._endpoint.close()
             self._say(self._asked.line(self._in_flight))
+        if self._error is not None:
+            raise type(self._error)(f"{self._error}; {self._kept()}") from None
         if self._spent:
-            raise ConfigError(self._budget_line())
+            raise ConfigError(
+                f"{self._asked.beyond(self._config.budget)}; {self._kept()} with as much again, or "
+                "raise the budget"
+            )
         return self._asked
+
+    @property
+    def _ends(self) -> bool:
+        """Whether no further request may be sent."""
+        return self._spent or self._error is not None
 
     async def _feed(self) -> None:
         """Puts what must be asked into the queue, and an end for every worker."""
-        while (block := await asyncio.to_thread(next, self._blocks, None)) is not None:
-            for prompt in block:
-                self._asked.prompts += 1
-                if self._must_ask(prompt):
-                    await self._queue.put(prompt)
-            await asyncio.sleep(0)
+        try:
+            while (
+                not self._ends
+                and (block := await asyncio.to_thread(next, self._blocks, None)) is not None
+            ):
+                missing = judged(block, self._config, self._replies).missing
+                for prompt, attempt in zip(block, missing, strict=True):
+                    self._asked.prompts += 1
+                    if self._must_ask(prompt, attempt):
+                        await self._queue.put((prompt, attempt or 0))
+                await asyncio.sleep(0)
+        except DistrlError as error:
+            self._error = self._error or error
         for _ in range(self._endpoint_config.concurrency):
             await self._queue.put(None)
 
-    def _must_ask(self, prompt: Prompt) -> bool:
-        first = request_of(prompt, self._config.generation, 0).key
-        if first in self._pending or self._replies.is_new(first):
-            self._asked.repeated += 1
-            return False
-        if missing_attempt(prompt, self._config, self._replies) is None:
+    def _must_ask(self, prompt: Prompt, attempt: int | None) -> bool:
+        if attempt is None:
             self._asked.from_cache += 1
             return False
-        self._pending.add(first)
+        key = request_of(prompt, self._config.generation, attempt).key
+        if key in self._pending or self._replies.is_new(key):
+            self._asked.repeated += 1
+            return False
+        self._pending.add(key)
         return True
 
     async def _work(self) -> None:
-        while not self._spent and (prompt := await self._queue.get()) is not None:
-            if not self._opened:
-                async with self._door:
-                    if not self._opened:
-                        await self._complete(prompt)
-                        continue
-            await self._complete(prompt)
+        while not self._ends and (asked := await self._queue.get()) is not None:
+            try:
+                await self._in_turn(*asked)
+            except DistrlError as error:
+                self._error = self._error or error
 
-    async def _complete(self, prompt: Prompt) -> None:
+    async def _in_turn(self, prompt: Prompt, attempt: int) -> None:
+        """One prompt alone until the first has its reply, then as many as there are workers."""
+        if not self._opened:
+            async with self._door:
+                if not self._opened:
+                    await self._complete(prompt, attempt)
+                    return
+        await self._complete(prompt, attempt)
+
+    async def _complete(self, prompt: Prompt, attempt: int) -> None:
         """Asks until there is a well-formed reply, or no attempt left."""
         config = self._config
-        while (attempt := missing_attempt(prompt, config, self._replies)) is not None:
-            request = request_of(prompt, config.generation, attempt)
+        first = request_of(prompt, config.generation, attempt).key
+        for number in range(attempt, config.reask + 1):
+            request = request_of(prompt, config.generation, number)
             answer = await self._paid(request)
             if answer is None:
-                break
+                # It stays pending: the same prompt once more would fare no better in this run.
+                return
             malformed = text_of(prompt, answer[0], config.prompts.item_keys) is None
             self._replies.add(Reply(request.key, config.generation.model, malformed, *answer))
-            if attempt:
-                self._asked.reasked += 1
-            else:
-                self._asked.asked += 1
-        self._pending.discard(request_of(prompt, config.generation, 0).key)
+            self._count(prompt, number, answer[0], malformed)
+            if not malformed:
+                break
+        self._pending.discard(first)
+
+    def _count(self, prompt: Prompt, attempt: int, text: str, malformed: bool) -> None:
+        asked = self._asked
+        asked.reasked += attempt > 0
+        asked.asked += attempt == 0
+        asked.malformed += malformed
+        self._of_items += prompt.about_item
+        if malformed and self._of_items == asked.malformed == _LOOKED_AT:
+            self._say(
+                f"the first {_LOOKED_AT} replies about items are all malformed, and each is paid; "
+                f"the last is {text[:_SHOWN]!r}. If that cannot be meant: prompts.item_user must "
+                f"ask for prompts.item_keys={list(self._config.prompts.item_keys)}, in a reply of "
+                "at most generation.max_tokens_item"
+            )
 
     async def _paid(self, request: Request) -> tuple[str, int, int] | None:
         """A reply and its tokens in and out, within the budget; None if there is none."""
         expected = self._estimate.tokens(request.messages)
         held = (expected, request.max_tokens)
-        if self._spent or not await self._purse.hold(*held):
+        if self._ends:
+            return None
+        if not await self._purse.hold(*held):
             self._spent = True
             return None
         spent = (0, 0)
         try:
-            answer = await self._sent(request, sum(held))
+            answer = await self._sent(request, held)
             if answer is None:
                 return None
             tokens_in, tokens_out = answer.tokens_in, answer.tokens_out
@@ -174,15 +214,20 @@ class _Asking:
                 self._estimate.learn(request.messages, tokens_in)
             spent = (
                 expected if tokens_in is None else tokens_in,
-                len(answer.text) // 4 + 1 if tokens_out is None else tokens_out,
+                _num_tokens(answer.text) if tokens_out is None else tokens_out,
             )
             return answer.text, *spent
         finally:
             await self._purse.settle(held, spent)
 
-    async def _sent(self, request: Request, most_tokens: int) -> Answer | None:
-        """Sends a request until it is answered, refused, or has no retry left."""
-        config = self._endpoint_config
+    async def _sent(self, request: Request, held: tuple[int, int]) -> Answer | None:
+        """Sends a request until it is answered, refused, or has no retry left.
+
+        Args:
+            request: What is sent.
+            held: Tokens in and out that are set aside for it, at most.
+        """
+        config, most_tokens = self._endpoint_config, sum(held)
         for number in range(config.retries + 1):
             await self._requests.take(1)
             await self._tokens.take(most_tokens)
@@ -191,6 +236,8 @@ class _Asking:
                 answer = await self._endpoint.ask(request)
             except Unanswered as failure:
                 self._tokens.give_back(most_tokens)
+                if failure.may_be_billed and not await self._purse.lose(*held):
+                    self._spent = True
                 if not await self._may_go_on(failure, number):
                     return None
                 continue
@@ -198,7 +245,8 @@ class _Asking:
                 self._in_flight -= 1
             used = (answer.tokens_in or 0) + (answer.tokens_out or 0)
             self._tokens.give_back(most_tokens - used if used else 0)
-            self._opened, self._failed_in_a_row = True, 0
+            self._opened = True
+            self._patience.was_answered()
             return answer
         return None
 
@@ -206,60 +254,46 @@ class _Asking:
         """Counts a failure and waits as long as it takes before a retry, if there is one.
 
         Raises:
+            ConfigError: If the endpoint refuses the key.
             StorageError: If too many prompts in a row got no reply.
         """
-        config, asked = self._endpoint_config, self._asked
-        asked.failures[failure.kind] += 1
-        asked.last_failure = str(failure)
-        wait_s = min(config.first_wait_s * 2.0**number, config.max_wait_s)
-        wait_s *= random.uniform(0.5, 1.0)
-        too_long = (failure.retry_after_s or 0.0) > config.max_wait_s
-        if too_long:
-            asked.last_failure += (
-                f" (asks to wait {failure.retry_after_s:,.0f} s, more than endpoint.max_wait_s)"
-            )
-        if failure.again and number < config.retries and not too_long:
-            if failure.retry_after_s is not None:
-                self._requests.hold(failure.retry_after_s)
-                wait_s = max(wait_s, failure.retry_after_s)
-            asked.retries += 1
-            await asyncio.sleep(wait_s)
-            return True
-        asked.unanswered += 1
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row >= config.give_up_after:
-            raise StorageError(
-                f"endpoint.base_url={config.base_url} gave no reply to {self._failed_in_a_row} "
-                f"prompts in a row, the last time: {asked.last_failure}; {self._kept()}"
-            )
+        may_retry = self._patience.may_retry(failure, number)
+        if self._ends:
+            return False
+        if may_retry:
+            self._asked.retries += 1
+            await asyncio.sleep(self._patience.wait_s(failure, number))
+            return not self._ends
+        if self._patience.leaves(failure):
+            self._opened = True
         return False
 
     async def _commit(self) -> None:
-        """Keeps what came, about every second."""
+        """Keeps what came, about every second; what could not be written is tried again."""
+        failed = 0
         while True:
             await asyncio.sleep(COMMIT_S)
-            await asyncio.to_thread(self._replies.flush)
+            try:
+                await asyncio.to_thread(self._replies.flush)
+                failed = 0
+            except StorageError as error:
+                failed += 1
+                self._say(f"replies could not be written, {failed} of {_WRITES} times: {error}")
+                if failed == _WRITES:
+                    self._error = self._error or error
 
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(_QUIET_S)
             self._say(self._asked.line(self._in_flight))
 
-    def _budget_line(self) -> str:
-        budget, asked = self._config.budget, self._asked
-        limits = [
-            f"budget.{name}={value:g}"
-            for name, value in (("max_cost", budget.max_cost), ("max_tokens", budget.max_tokens))
-            if value is not None
-        ]
-        return (
-            f"{' and '.join(limits)} leave no room for another request: this run used "
-            f"{asked.tokens_in:,} + {asked.tokens_out:,} tokens, cost {asked.cost:,.4f}; "
-            f"{self._kept()} with as much again, or raise the budget"
-        )
-
     def _kept(self) -> str:
         return (
             f"{self._asked.came:,} replies of this run are kept in {self._replies.uri}: the same "
             "command goes on from there"
         )
+
+
+def _num_tokens(text: str) -> int:
+    """Of a reply whose length the endpoint does not say; text beyond Latin has more of them."""
+    return len(text.encode()) // _BYTES_PER_TOKEN + 1

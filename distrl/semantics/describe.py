@@ -34,14 +34,8 @@ from distrl.semantics.describe_config import DescribeConfig
 from distrl.semantics.endpoint import api_key
 from distrl.semantics.examples import find_examples, no_examples
 from distrl.semantics.item_records import ItemRecords, read_item_records
-from distrl.semantics.prompts import (
-    Prompt,
-    Prompter,
-    item_blocks,
-    pieces,
-    request_of,
-    text_of,
-)
+from distrl.semantics.judged import judged
+from distrl.semantics.prompts import Prompt, Prompter, item_blocks, pieces
 from distrl.semantics.replies import Replies
 from distrl.semantics.vllm_engine import check_vllm, generate_all
 
@@ -294,14 +288,7 @@ class _Description:
 
     def _settled(self, kind: str, prompts: list[Prompt]) -> tuple[pa.Array, pa.Array]:
         """The text of each prompt and what it is made of."""
-        config = self._config
-        texts: list[str | None] = [None] * len(prompts)
-        for attempt in range(config.reask + 1):
-            open_ = [place for place, text in enumerate(texts) if text is None]
-            keys = [request_of(prompts[place], config.generation, attempt).key for place in open_]
-            for place, reply in zip(open_, self._replies.get(keys), strict=True):
-                if reply is not None:
-                    texts[place] = text_of(prompts[place], reply.text, config.prompts.item_keys)
+        texts = judged(prompts, self._config, self._replies).texts
         sources = ["raw" if text is None else "reply" for text in texts]
         for source in ("raw", "reply"):
             self._counts[f"{kind}_{source}"] += sources.count(source)

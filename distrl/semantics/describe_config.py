@@ -1,8 +1,9 @@
 """What a language model is asked about a store, where, and how much it may cost."""
 
+import math
 import string
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from annotated_types import Le
 from pydantic import (
@@ -33,6 +34,21 @@ Write (1) a brief description of the item and (2) an analysis of which type of u
 at a finer granularity than "enthusiasts".
 Answer with JSON of two keys and nothing else: "item summary" (at most 80 words) and "potential \
 user analysis" (at most 50 words)."""
+
+
+_OF_ENDPOINTS = {"response_format", "cache_prompt", "reasoning_effort", "store", "user"}
+_BOUND = "set generation.max_tokens_item and generation.max_tokens_window, which the budget knows"
+_SET_ELSEWHERE = {
+    "model": "set generation.model",
+    "temperature": "set generation.temperature",
+    "top_p": "set generation.top_p",
+    "max_tokens": _BOUND,
+    "max_completion_tokens": _BOUND,
+    "messages": "set prompts",
+    "stream": "a reply is read in one piece",
+    "n": "one reply a request is kept",
+}
+"""What a request has already, and why nothing else may give it."""
 
 
 class ItemTextsConfig(Config):
@@ -113,17 +129,25 @@ class GenerationConfig(Config):
     top_p: PositiveFloat | None = 0.001
     reask_temperature: NonNegativeFloat | None = 0.7
     """Of a prompt that is asked again for a malformed reply, with top_p 1: at temperature 0 the
-    same reply would come back."""
+    same reply would come back. What is None above stays out here too."""
     max_tokens_item: PositiveInt = 400
     """Tokens of a reply about an item at most."""
     max_tokens_window: PositiveInt = 300
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the endpoint calls this bound."""
     extra: dict[str, Any] = Field(default_factory=dict)
-    """Further keys of the request's body, such as {"cache_prompt": false}. They are written to
-    the table's manifest: no credentials."""
+    """Further keys of the request's body, such as {"cache_prompt": false}; with engine=vllm of
+    its SamplingParams. They are written to the table's manifest: no credentials."""
     extra_item: dict[str, Any] = Field(default_factory=dict)
     """The same for items alone, such as a `response_format`."""
+
+    @model_validator(mode="after")
+    def _extra_is_other(self) -> "GenerationConfig":
+        for section in ("extra", "extra_item"):
+            for name in getattr(self, section):
+                if name in _SET_ELSEWHERE:
+                    raise ValueError(f"{section} has {name}: {_SET_ELSEWHERE[name]}")
+        return self
 
 
 class EndpointConfig(Config):
@@ -133,14 +157,15 @@ class EndpointConfig(Config):
     """Without credentials."""
     api_key_env: str | None = "OPENAI_API_KEY"
     """Environment variable that holds the key; None for an endpoint without keys."""
-    concurrency: PositiveInt = 200
-    """Requests in flight at most."""
+    concurrency: Annotated[PositiveInt, Le(1000)] = 200
+    """Requests in flight at most; the client opens as many connections."""
     requests_per_minute: PositiveInt | None = None
     tokens_per_minute: PositiveInt | None = None
     """Of prompts and replies together; a request counts as its prompt and its longest reply until
     it is answered."""
     timeout_s: PositiveFloat = 200.0
-    """Until a request without its whole reply is given up and sent again."""
+    """Until a request without its whole reply is given up and sent again. The endpoint may bill
+    it all the same, so the budget counts it whole."""
     retries: NonNegativeInt = 8
     """How often a request that failed is sent again: statuses 408, 409, 429 and 5xx, timeouts,
     broken connections, and answers that are no chat completion. With the waits below, eight
@@ -151,7 +176,7 @@ class EndpointConfig(Config):
     """Longest wait before a retry, whatever Retry-After says."""
     give_up_after: PositiveInt = 5
     """Prompts in a row without a reply that end the job. Fewer leave those prompts with raw
-    texts."""
+    texts, and so does a refusal of a prompt's own, once another one has had its reply."""
 
     @model_validator(mode="after")
     def _no_credentials(self) -> "EndpointConfig":
@@ -162,9 +187,16 @@ class EndpointConfig(Config):
                 "base_url carries credentials or a query; put the key into the environment "
                 f"variable {self.api_key_env or 'that api_key_env names'} instead"
             )
-        if url.scheme not in ("http", "https") or not url.hostname:
+        if url.scheme not in ("http", "https") or not url.hostname or not _port_is_right(url):
             raise ValueError(f"base_url={self.base_url} is not of the form https://host/v1")
         return self
+
+
+def _port_is_right(url: SplitResult) -> bool:
+    try:
+        return url.port is None or url.port > 0
+    except ValueError:
+        return False
 
 
 class PricesConfig(Config):
@@ -197,6 +229,14 @@ class VllmConfig(Config):
     """Such as "H200"; None takes any GPU."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Of vLLM, such as {"tensor_parallel_size": 2, "max_model_len": 8192}."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Of the model's chat template, such as {"enable_thinking": false}."""
+
+    @property
+    def gpus(self) -> int:
+        """That all copies take together."""
+        sizes = ("tensor_parallel_size", "pipeline_parallel_size")
+        return self.concurrency * math.prod(int(self.engine_kwargs.get(name, 1)) for name in sizes)
 
 
 class DescribeConfig(Config):
@@ -248,6 +288,12 @@ class DescribeConfig(Config):
             )
         if self.engine == "vllm" and (budget.max_cost or budget.max_tokens):
             raise ValueError("budget is of engine=endpoint; vllm runs on the cluster's own GPUs")
+        extra = self.generation.extra | self.generation.extra_item
+        if self.engine == "vllm" and (names := extra.keys() & _OF_ENDPOINTS):
+            raise ValueError(
+                f"generation.extra has {', '.join(sorted(names))}, which endpoints know and vLLM's "
+                "SamplingParams does not (for JSON it has structured_outputs)"
+            )
         return self
 
     @property

@@ -34,7 +34,14 @@ class Unanswered(Exception):  # noqa: N818
     """A request without a reply."""
 
     def __init__(
-        self, kind: str, said: str, *, again: bool, retry_after_s: float | None = None
+        self,
+        kind: str,
+        said: str,
+        *,
+        again: bool,
+        retry_after_s: float | None = None,
+        may_be_billed: bool = False,
+        key: str | None = None,
     ) -> None:
         super().__init__(said)
         self.kind = kind
@@ -43,6 +50,10 @@ class Unanswered(Exception):  # noqa: N818
         """Whether the same request may succeed later."""
         self.retry_after_s = retry_after_s
         """How long the server asks to wait."""
+        self.may_be_billed = may_be_billed
+        """Whether the server may have made a reply that did not arrive."""
+        self.key = key
+        """Where the key is from that may be at fault, and not the prompt."""
 
 
 def api_key(config: EndpointConfig) -> str:
@@ -101,19 +112,20 @@ class Endpoint:
                 return _read(response.content)
         except (TimeoutError, openai.APITimeoutError):
             said = f"no reply within endpoint.timeout_s={self._config.timeout_s:g}"
-            raise Unanswered("timeout", said, again=True) from None
+            raise Unanswered("timeout", said, again=True, may_be_billed=True) from None
         except openai.APIStatusError as error:
             raise self._refused(error) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            said = self._clean(f"{type(cause).__name__}: {cause}")
-            raise Unanswered("connection", said, again=True) from None
+            name = type(cause).__name__
+            said, was_open = self._clean(f"{name}: {cause}"), name != "ConnectError"
+            raise Unanswered("connection", said, again=True, may_be_billed=was_open) from None
 
     def _refused(self, error: Any) -> Exception:  # noqa: ANN401
         """What a status other than 2xx means."""
         status, base_url = error.status_code, self._config.base_url
         said = f"{status}: {self._clean(str(error.message))}"
-        if status in (401, 403):
+        if status == 401:
             return ConfigError(
                 f"endpoint.base_url={base_url} refuses the key in {self._config.api_key_env} "
                 f"({said})"
@@ -123,11 +135,13 @@ class Endpoint:
                 f"endpoint.base_url={base_url} knows no generation.model={self._model}, or is not "
                 f"the root of a chat API, such as https://host/v1 ({said})"
             )
-        if error.code == "insufficient_quota":
+        if status == 402 or error.code == "insufficient_quota":
             return ConfigError(f"the account at endpoint.base_url={base_url} is spent ({said})")
         again = status in _AGAIN or status >= 500
         wait_s = _retry_after_s(error.response.headers) if again else None
-        return Unanswered(f"status {status}", said, again=again, retry_after_s=wait_s)
+        # Some refuse a prompt that they find indecent like a key that they do not know.
+        key = self._config.api_key_env if status == 403 else None
+        return Unanswered(f"status {status}", said, again=again, retry_after_s=wait_s, key=key)
 
     def _clean(self, said: str) -> str:
         """A server's words on one line, without the key that some of them repeat."""
@@ -152,7 +166,8 @@ def _read(content: bytes) -> Answer:
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         what = f"{len(content)} bytes that are no chat completion" if content else "an empty body"
-        raise Unanswered("no completion", f"200 with {what}", again=True) from None
+        said = f"200 with {what}"
+        raise Unanswered("no completion", said, again=True, may_be_billed=True) from None
     tokens_in, tokens_out = (
         count if isinstance(count, int) and 0 <= count < _TOO_MANY else None for count in counts
     )

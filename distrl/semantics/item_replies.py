@@ -48,7 +48,8 @@ def _by_names(reply: str, keys: Sequence[str]) -> dict[str, object]:
     found = []
     for key in map(_plain, keys):
         words = r"[\s_]+".join(map(re.escape, key.split()))
-        name = rf"(?:^|[\n{{,\"'*#])\s*[\"'*]*{words}[\"'*]*\s*:"
+        # Bounded, or a reply of thousands of line breaks would take seconds.
+        name = rf"(?:^|[\n{{,\"'*#])\s{{0,40}}[\"'*]{{0,6}}{words}[\"'*]{{0,6}}\s{{0,40}}:"
         spot = re.search(name, reply, re.IGNORECASE)
         if spot is not None:
             found.append((spot.start(), spot.end(), key))

@@ -15,15 +15,17 @@ class Pace:
 
     def __init__(self, per_minute: int | None) -> None:
         self._seconds_each = 60.0 / per_minute if per_minute else 0.0
-        self._free = 0.0
+        self._free = self._held_until = self._held_s = 0.0
 
     async def take(self, amount: float) -> None:
         """Waits until what was taken before has flowed, and takes more."""
-        now = asyncio.get_running_loop().time()
-        start = max(now, self._free)
+        loop = asyncio.get_running_loop()
+        start = max(loop.time(), self._free, self._held_until)
         self._free = start + amount * self._seconds_each
-        if start > now:
-            await asyncio.sleep(start - now)
+        held_before = self._held_s
+        # Who has a turn already is held too, and keeps its distance to the others.
+        while (left := start + self._held_s - held_before - loop.time()) > 0:
+            await asyncio.sleep(left)
 
     def give_back(self, amount: float) -> None:
         """Of what was taken, this was not needed; a negative amount was needed besides."""
@@ -31,7 +33,11 @@ class Pace:
 
     def hold(self, seconds: float) -> None:
         """Lets nothing flow for a while."""
-        self._free = max(self._free, asyncio.get_running_loop().time() + seconds)
+        now = asyncio.get_running_loop().time()
+        longer = now + seconds - max(now, self._held_until)
+        if longer > 0:
+            self._held_until, self._held_s = now + seconds, self._held_s + longer
+            self._free = max(self._free, now) + longer
 
 
 class Estimate:
@@ -72,6 +78,16 @@ class Purse:
             self._held_out += tokens_out
             return True
 
+    async def lose(self, tokens_in: int, tokens_out: int) -> bool:
+        """Counts a request that may be billed and brought nothing.
+
+        Returns:
+            Whether the budget still lasts for all that is set aside.
+        """
+        async with self._settled:
+            self._asked.lose(tokens_in, tokens_out)
+            return self._fits(0, 0)
+
     async def settle(self, held: tuple[int, int], spent: tuple[int, int]) -> None:
         """Replaces what was set aside by what it came to."""
         async with self._settled:
@@ -81,8 +97,9 @@ class Purse:
             self._settled.notify_all()
 
     def _fits(self, tokens_in: int, tokens_out: int) -> bool:
-        tokens_in += self._asked.tokens_in + self._held_in
-        tokens_out += self._asked.tokens_out + self._held_out
+        asked = self._asked
+        tokens_in += asked.tokens_in + asked.lost_in + self._held_in
+        tokens_out += asked.tokens_out + asked.lost_out + self._held_out
         budget = self._budget
         if budget.max_tokens is not None and tokens_in + tokens_out > budget.max_tokens:
             return False

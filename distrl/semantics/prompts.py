@@ -43,7 +43,9 @@ def request_of(prompt: Prompt, generation: GenerationConfig, attempt: int) -> Re
     bound = generation.max_tokens_item if prompt.about_item else generation.max_tokens_window
     temperature, top_p = generation.temperature, generation.top_p
     if attempt and generation.reask_temperature is not None:
-        temperature, top_p = generation.reask_temperature, 1.0
+        # What the endpoint is not told at first it may not take at all.
+        temperature = None if temperature is None else generation.reask_temperature
+        top_p = None if top_p is None else 1.0
     parameters: dict[str, Any] = {generation.max_tokens_name: bound}
     if temperature is not None:
         parameters["temperature"] = temperature

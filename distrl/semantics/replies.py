@@ -5,7 +5,9 @@
 A key is the sha256 of model, messages and parameters, so any number of tables may share the place.
 A reply is written within about a second after it came, with those that came by then, as a file of
 its own; files below `_WHOLE_BYTES` are merged when a run starts and before it reads. A key that is
-there twice, after a run that was killed while it merged, holds the same reply twice.
+there twice, after a run that was killed while it merged, holds the same reply twice. Runs may share
+the place at the same time: what another one has merged away is looked for again. They do not see
+each other's new replies, so two that ask the same at the same time both pay.
 
 In memory are 30 bytes for each reply that is kept, and the texts of a few files.
 """
@@ -22,10 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distrl import storage
-from distrl.errors import SchemaError
+from distrl.errors import SchemaError, StorageError
 
 _WHOLE_BYTES = 4 << 20
 _FILES_IN_MEMORY = 4
+_MERGES = 3
+"""Times that files may be merged away while some replies are read."""
 _FOLD = 1 << 16
 """New keys that are held in a set before they go into the arrays."""
 
@@ -60,10 +64,10 @@ class Replies:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._files: list[str] = []
-        self._keys, self._malformed = np.zeros(0, _KEY), np.zeros(0, np.bool_)
+        self._keys = np.zeros(0, _KEY)
         self._file, self._row = np.zeros(0, np.int32), np.zeros(0, np.int64)
         self._used = np.zeros(0, np.bool_)
-        self._new: dict[bytes, bool] = {}
+        self._new: set[bytes] = set()
         self.tokens_in = self.tokens_out = 0
         """Of the different replies that `get` has given since it was opened."""
         self._waiting: list[Reply] = []
@@ -82,31 +86,35 @@ class Replies:
             StorageError: If the place cannot be read or written.
         """
         self._merge()
-        found = storage.listing(self.uri)
-        self._files = [info.base_name for info in found if _is_part(info.base_name)]
-        keys, malformed, files, rows = [], [], [], []
-        for number, name in enumerate(self._files):
-            table = self._table(name, ["key", "malformed"])
-            keys.append(_short(table.column("key").to_pylist()))
-            malformed.append(table.column("malformed").to_numpy())
-            files.append(np.full(table.num_rows, number, np.int32))
-            rows.append(np.arange(table.num_rows))
-        self._keys, first = np.unique(np.concatenate([np.zeros(0, _KEY), *keys]), return_index=True)
-        self._malformed = np.concatenate([np.zeros(0, np.bool_), *malformed])[first]
-        self._file = np.concatenate([np.zeros(0, np.int32), *files])[first]
-        self._row = np.concatenate([np.zeros(0, np.int64), *rows])[first]
+        self._find()
         self._used = np.zeros(len(self._keys), np.bool_)
         self.tokens_in = self.tokens_out = 0
         self._new.clear()
+
+    def _find(self) -> None:
+        """Learns where each reply lies."""
+        found = storage.listing(self.uri)
+        self._files = [info.base_name for info in found if _is_part(info.base_name)]
+        keys, files, rows = [], [], []
+        for number, name in enumerate(self._files):
+            table = self._table(name, ["key"])
+            keys.append(_short(table.column("key").to_pylist()))
+            files.append(np.full(table.num_rows, number, np.int32))
+            rows.append(np.arange(table.num_rows))
+        self._keys, first = np.unique(np.concatenate([np.zeros(0, _KEY), *keys]), return_index=True)
+        self._file = np.concatenate([np.zeros(0, np.int32), *files])[first]
+        self._row = np.concatenate([np.zeros(0, np.int64), *rows])[first]
         self._read.clear()
 
-    def malformed(self, key: str) -> bool | None:
-        """Whether the reply under a key is malformed; None if there is no reply."""
-        short = bytes.fromhex(key)[:16]
-        if short in self._new:
-            return self._new[short]
-        place = self._place(short)
-        return None if place is None else bool(self._malformed[place])
+    def _find_again(self) -> None:
+        """After another run has merged files; what this one knows of its replies stays."""
+        self._fold()
+        used, is_new = self._keys[self._used], self._keys[self._file < 0]
+        self._find()
+        self._used = np.zeros(len(self._keys), np.bool_)
+        self._insert(is_new[~np.isin(is_new, self._keys)])
+        self._used = np.isin(self._keys, used)
+        self._file[np.isin(self._keys, is_new)] = -1
 
     def is_new(self, key: str) -> bool:
         """Whether a reply came after this place was opened."""
@@ -125,7 +133,7 @@ class Replies:
         """Takes a reply; it is kept once `flush` has returned."""
         with self._lock:
             self._waiting.append(reply)
-        self._new[bytes.fromhex(reply.key)[:16]] = reply.malformed
+        self._new.add(bytes.fromhex(reply.key)[:16])
         if len(self._new) >= _FOLD:
             self._fold()
 
@@ -156,6 +164,18 @@ class Replies:
             SchemaError: If a file is not one of replies.
             StorageError: If a file cannot be read.
         """
+        for times in range(_MERGES):
+            try:
+                if times:
+                    self._find_again()
+                return self._get(keys)
+            except StorageError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+        self._find_again()
+        return self._get(keys)
+
+    def _get(self, keys: Sequence[str]) -> list[Reply | None]:
         if not len(self._keys):
             return [None] * len(keys)
         short = _short(keys)
@@ -188,15 +208,15 @@ class Replies:
 
     def _fold(self) -> None:
         """Puts new keys into the arrays, where they have no place in a file yet."""
-        keys = np.array(list(self._new), _KEY)
-        order = np.argsort(keys)
-        spots = np.searchsorted(self._keys, keys[order])
-        flags = np.fromiter(self._new.values(), np.bool_)[order]
-        self._keys = np.insert(self._keys, spots, keys[order])
-        self._malformed = np.insert(self._malformed, spots, flags)
+        self._insert(np.sort(np.array(list(self._new), _KEY)))
+        self._new = set()
+
+    def _insert(self, keys: np.ndarray) -> None:
+        """Puts sorted keys without a place in a file among the others."""
+        spots = np.searchsorted(self._keys, keys)
+        self._keys = np.insert(self._keys, spots, keys)
         self._file, self._row = np.insert(self._file, spots, -1), np.insert(self._row, spots, -1)
         self._used = np.insert(self._used, spots, False)
-        self._new = {}
 
     def _merge(self) -> None:
         """Writes small files again as larger ones, in their order, and removes them."""

@@ -5,11 +5,14 @@ written after the source of Ray 2.60 (`ray/data/llm.py`, `vllm_engine_stage.py`)
 
 The prompts without a reply are written as a dataset below the place of the replies, which goes
 through the engine, and its rows are kept as they come. Each attempt at malformed replies is a
-dataset of its own, so the model is loaded once an attempt.
+dataset of its own, and so are items and windows, whose parameters differ: Arrow gives each row of
+a block the parameters of all, empty, and vLLM takes no empty ones. The model is loaded once a
+dataset.
 """
 
 import importlib.util
 import json
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,11 +22,13 @@ import pyarrow.parquet as pq
 import ray.data
 
 from distrl import storage
-from distrl.errors import ConfigError
+from distrl.cluster import check_capacity
+from distrl.errors import ConfigError, StorageError
 from distrl.semantics.asked import Asked
-from distrl.semantics.asking import COMMIT_S, missing_attempt
+from distrl.semantics.asking import COMMIT_S
 from distrl.semantics.describe_config import DescribeConfig, GenerationConfig
 from distrl.semantics.item_replies import item_text
+from distrl.semantics.judged import judged
 from distrl.semantics.prompts import Prompt, Request, request_of
 from distrl.semantics.replies import Replies, Reply
 
@@ -60,28 +65,51 @@ def generate_all(
         say: Told of progress, a line at a time.
 
     Raises:
-        StorageError: If prompts or replies cannot be written.
+        ConfigError: If the cluster has not the GPUs.
+        StorageError: If prompts or replies cannot be written, or the engine fails at every prompt.
     """
-    asked, started = Asked(total), time.monotonic()
-    place = storage.join(replies.uri, FOLDER)
+    asked = Asked(total)
+    check_capacity({f"{config.vllm.concurrency} copies of the model": {"GPU": config.vllm.gpus}})
+    # Of this run alone: another one may ask into the same place.
+    place = storage.join(replies.uri, f"{FOLDER}-{secrets.token_hex(4)}")
     try:
         for attempt in range(config.reask + 1):
+            replies.flush()
+            replies.open()
+            counts = _write_missing(config, prompts(), replies, attempt, asked, place)
+            for kind, num in counts.items():
+                say(f"vllm  attempt {attempt}: {num:,} prompts about {kind} without a reply")
+                if num:
+                    _generate(config, storage.join(place, kind), num, attempt, replies, asked, say)
             storage.delete(place)
-            num = _write_missing(config, prompts(), replies, attempt, asked, place)
-            say(f"vllm  attempt {attempt}: {num:,} prompts without a reply")
-            if not num:
-                continue
-            came = 0
-            for came, row in enumerate(_generated(config, place), start=1):
-                _take(config, row, attempt, replies, asked)
-                if time.monotonic() - started > COMMIT_S:
-                    replies.flush()
-                    started = time.monotonic()
-                    say(f"vllm  attempt {attempt}: {came:,}/{num:,} replies")
     finally:
         replies.flush()
         storage.delete(place)
     return asked
+
+
+def _generate(
+    config: DescribeConfig,
+    place: str,
+    num: int,
+    attempt: int,
+    replies: Replies,
+    asked: Asked,
+    say: Callable[[str], None],
+) -> None:
+    """Has one dataset answered, and keeps what comes about every second."""
+    had, failed, started = asked.came, asked.unanswered, time.monotonic()
+    for came, row in enumerate(_generated(config, place), start=1):
+        _take(config, row, attempt, replies, asked)
+        if time.monotonic() - started > COMMIT_S:
+            replies.flush()
+            started = time.monotonic()
+            say(f"vllm  attempt {attempt}: {came:,}/{num:,} rows")
+    if asked.came == had:
+        raise StorageError(
+            f"vllm made no reply to any of {num:,} prompts; {asked.unanswered - failed:,} ended "
+            f"with an error, the last: {asked.last_failure}"
+        )
 
 
 def row_in(request: Request, about_item: bool) -> dict[str, Any]:
@@ -146,40 +174,46 @@ def _write_missing(
     attempt: int,
     asked: Asked,
     place: str,
-) -> int:
-    """Writes what needs this attempt as a dataset, each different request once; how many."""
-    rows: list[dict[str, Any]] = []
-    seen: set[str] = set()
+) -> dict[str, int]:
+    """Writes what needs this attempt, each different request once, in two folders; how many."""
+    rows: dict[str, list[dict[str, Any]]] = {"items": [], "windows": []}
+    counts = dict.fromkeys(rows, 0)
+    seen: set[bytes] = set()
     num_files = 0
 
-    def write() -> None:
+    def write(kind: str) -> None:
         nonlocal num_files
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
-        uri = storage.join(place, f"part-{num_files:05d}.parquet")
+        pq.write_table(pa.Table.from_pylist(rows[kind], schema=_SCHEMA), sink, compression="zstd")
+        uri = storage.join(place, kind, f"part-{num_files:05d}.parquet")
         storage.write_bytes(uri, sink.getvalue().to_pybytes())
         num_files += 1
-        rows.clear()
+        rows[kind].clear()
 
     for block in blocks:
-        for prompt in block:
-            missing = missing_attempt(prompt, config, replies)
+        missing_of_block = judged(block, config, replies).missing
+        for prompt, missing in zip(block, missing_of_block, strict=True):
             if not attempt:
                 asked.prompts += 1
                 asked.from_cache += missing is None
             if missing != attempt:
                 continue
             request = request_of(prompt, config.generation, attempt)
-            if request.key in seen:
+            key = bytes.fromhex(request.key)
+            if key in seen:
                 asked.repeated += not attempt
                 continue
-            seen.add(request.key)
-            rows.append(row_in(request, prompt.about_item))
-        if len(rows) >= _ROWS_PER_FILE:
-            write()
-    if rows:
-        write()
-    return len(seen)
+            seen.add(key)
+            kind = "items" if prompt.about_item else "windows"
+            counts[kind] += 1
+            rows[kind].append(row_in(request, prompt.about_item))
+        for kind, waiting in rows.items():
+            if len(waiting) >= _ROWS_PER_FILE:
+                write(kind)
+    for kind, waiting in rows.items():
+        if waiting:
+            write(kind)
+    return counts
 
 
 def _generated(config: DescribeConfig, place: str) -> Iterator[dict[str, Any]]:
@@ -198,6 +232,11 @@ def _generated(config: DescribeConfig, place: str) -> Iterator[dict[str, Any]]:
         ),
         preprocess=engine_row,
         postprocess=row_out,
+        builder_kwargs=(
+            {"chat_template_kwargs": dict(vllm.chat_template_kwargs)}
+            if vllm.chat_template_kwargs
+            else None
+        ),
     )
     yield from processor(asked_rows(place)).iter_rows()
 

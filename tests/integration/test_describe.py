@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from distrl import storage
 from distrl.data.side_tables import find_table, read_part
 from distrl.data.store import read_item_ids, read_manifest
 from distrl.errors import ConfigError, SchemaError, StorageError
@@ -328,18 +329,23 @@ def test_retry_after_holds_all_requests(described):
     assert sum(at < times[2] + 0.9 for at in times) <= 6
 
 
-def test_a_wait_longer_than_the_longest_is_not_waited_for(described):
+def test_a_server_that_asks_for_longer_than_the_longest_wait_is_asked_again_after_that(described):
     wait = Behavior(429, b"{}", headers={"Retry-After": "3600"})
     with fault_server(lambda number, request: wait) as server:
-        with pytest.raises(StorageError, match="asks to wait 3,600 s, more than"):
-            described(server, endpoint={"give_up_after": 1})
-        assert len(server.requests) == 1
+        lines = []
+        with pytest.raises(StorageError, match="gave no reply to 1 prompts in a row"):
+            described(
+                server, endpoint={"give_up_after": 1, "max_wait_s": 0.3}, say=lines.append
+            )  # fmt: skip
+        times = [request.at_s for request in server.requests]
+    assert len(times) == 3
+    assert min(later - sooner for sooner, later in pairwise(times)) > 0.29
 
 
 @pytest.mark.parametrize(
     ("behavior", "said"),
     [
-        (Behavior(403, b'{"error": {"message": "no"}}'), "refuses the key in LLM_KEY"),
+        (Behavior(402, b'{"error": {"message": "pay"}}'), "the account at .* is spent"),
         (Behavior(404, b'{"error": {"message": "no"}}'), "knows no generation.model=smollm2"),
         (
             Behavior(429, b'{"error": {"message": "pay", "code": "insufficient_quota"}}'),
@@ -376,6 +382,104 @@ def test_a_refused_prompt_is_left_raw_and_the_others_described(described, store)
         _, asked = described(server, overwrite=True)
         assert (asked.from_cache, asked.unanswered) == (8, 1)
         assert len(server.requests) == NUM_DIFFERENT + 1
+
+
+def test_refused_prompts_in_a_row_end_no_run_in_which_others_are_answered(described, store):
+    def script(number, request):
+        refused = request.user != "<Title 6>"
+        return Behavior(400, b'{"error": {"message": "filtered"}}') if refused else Behavior()
+
+    with fault_server(script) as server:
+        # Nothing was ever answered: it may be the parameters that it refuses.
+        with pytest.raises(StorageError, match="gave no reply to 2 prompts in a row"):
+            described(server, endpoint={"give_up_after": 2})
+        # The one that is answered comes sixth.
+        _, asked = described(server, endpoint={"give_up_after": 20})
+        assert (asked.asked, asked.unanswered) == (1, NUM_DIFFERENT - 1)
+        # Now nothing is left to be asked but what is refused.
+        _, asked = described(server, endpoint={"give_up_after": 2}, overwrite=True)
+        assert (asked.asked, asked.unanswered) == (0, NUM_DIFFERENT - 1)
+    assert kept(store) == 1
+
+
+def test_403_is_a_refused_key_until_something_was_answered_and_then_a_refused_prompt(
+    described, store
+):
+    no = Behavior(403, b'{"error": {"message": "flagged"}}')
+    with fault_server(lambda number, request: no) as server:
+        with pytest.raises(ConfigError, match=r"refuses the key in LLM_KEY, or 3 prompts in a row"):
+            described(server, endpoint={"give_up_after": 3})
+        assert len(server.requests) == 3
+    with fault_server(lambda number, request: no if number else Behavior()) as server:
+        _, asked = described(server, endpoint={"give_up_after": 3})
+        assert (asked.asked, asked.unanswered) == (1, NUM_DIFFERENT - 1)
+    # Replies that are kept say nothing of the key that is used now.
+    with (
+        fault_server(lambda number, request: no) as server,
+        pytest.raises(ConfigError, match="refuses the key in LLM_KEY"),
+    ):
+        described(server, endpoint={"give_up_after": 3}, overwrite=True)
+
+
+def test_what_is_in_flight_when_a_run_ends_is_waited_for_and_kept(described, store):
+    refused = Behavior(404, b'{"error": {"message": "gone"}}')
+
+    def script(number, request):
+        return refused if number == 4 else Behavior(delay_s=0.5 if number else 0.0)
+
+    with fault_server(script) as server:
+        with pytest.raises(ConfigError, match=r"knows no generation\.model.*7 replies of this run"):
+            described(server, endpoint={"concurrency": 7})
+        assert len(server.requests) == 8
+    assert kept(store) == 7
+
+
+def test_a_write_that_fails_now_and_then_ends_nothing(described, store, monkeypatch):
+    write, failures, lines = storage.write_bytes, [], []
+
+    def sometimes(uri, content):
+        if "/replies/part-" in uri and len(failures) < 2:
+            failures.append(uri)
+            raise StorageError(f"cannot write {uri}: slow down")
+        write(uri, content)
+
+    monkeypatch.setattr(storage, "write_bytes", sometimes)
+    with fault_server(lambda number, request: Behavior(delay_s=0.3)) as server:
+        _, asked = described(server, say=lines.append)
+    assert (len(failures), asked.asked) == (2, NUM_DIFFERENT)
+    assert "replies could not be written, 2 of 5 times" in "".join(lines)
+    assert kept(store) == NUM_DIFFERENT
+
+
+def test_the_budget_counts_replies_that_were_made_and_did_not_arrive(described, store):
+    faults = {0: Behavior(hang=True), 2: Behavior(cut=True), 4: Behavior(200, b"garbage")}
+    with fault_server(
+        lambda number, request: faults.get(number, Behavior(tokens=(100, 20)))
+    ) as server:
+        endpoint = {"timeout_s": 0.5, "retries": 5}
+        with pytest.raises(ConfigError, match=r"up to \d+ tokens in requests without a reply"):
+            described(server, endpoint=endpoint, budget={"max_tokens": 500})
+        # A prompt's estimate and its longest reply are above 100 tokens, thrice: 500 hold no more
+        # than one reply of 120 besides.
+        assert len(server.requests) <= 5
+
+
+def test_replies_are_judged_anew_under_other_keys_and_only_what_is_malformed_is_asked(
+    described, store
+):
+    old = '{"summary": "a", "users": "b"}'
+    with fault_server(lambda number, request: Behavior(text=old)) as server:
+        settings = {"items": True, "windows": "none"}
+        lines = []
+        table, asked = described(server, say=lines.append, **settings)
+        assert (asked.asked, asked.reasked, asked.malformed) == (6, 6, 12)
+        assert "12 malformed" in "".join(lines)
+        assert table.facts["items_raw"] == 6
+        prompts = {"item_keys": ["summary", "users"]}
+        table, asked = described(server, prompts=prompts, overwrite=True, **settings)
+        assert (asked.from_cache, asked.asked, asked.reasked) == (6, 0, 0)
+        assert (table.facts["items_reply"], table.facts["items_raw"]) == (6, 0)
+        assert [row["text"] for row in rows_of(store)[0]] == ["a b"] * 6
 
 
 def test_malformed_replies_are_asked_again_and_then_replaced_by_raw_text(described, store):
@@ -540,19 +644,25 @@ def test_ray_data_hands_the_engine_the_rows_that_are_missing(tmp_path):
     config, asked = DescribeConfig.model_validate(settings), Asked(total=4)
     replies = Replies(str(tmp_path / "replies"))
     place = str(tmp_path / "asking")
-    assert _write_missing(config, iter([prompts]), replies, 0, asked, place) == 4
+    counts = _write_missing(config, iter([prompts]), replies, 0, asked, place)
+    assert counts == {"items": 2, "windows": 2}
     with tempfile.TemporaryDirectory(prefix="vllm-", dir="/tmp") as folder:
         ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False,
                  _temp_dir=folder)  # fmt: skip
         try:
-            rows = asked_rows(place).map(engine_row).take_all()
+            of_kinds = [
+                asked_rows(f"{place}/{kind}").map(engine_row).take_all()
+                for kind in ("items", "windows")
+            ]
         finally:
             ray.shutdown()
-    rows.sort(key=lambda row: row["messages"][1]["content"])
+    for some in of_kinds:
+        some.sort(key=lambda row: row["messages"][1]["content"])
+    rows = [*of_kinds[0], *of_kinds[1]]
     for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         request = request_of(prompt, generation, 0)
         assert (row["key"], row["about_item"]) == (request.key, prompt.about_item)
         assert list(row["messages"]) == list(prompt.messages)
         assert row["sampling_params"]["max_tokens"] == request.max_tokens
-        # Where one row has a parameter and another has not, Arrow fills it with None.
-        assert row["sampling_params"]["seed"] == (3 if number < 2 else None)
+        # Arrow would fill it with None where items and windows shared a block.
+        assert row["sampling_params"].get("seed", "none") == (3 if number < 2 else "none")

@@ -56,6 +56,11 @@ def test_a_key_has_no_place_in_a_config():
         ("budget.max_cost=1", "needs prices.input_per_million"),
         ("windows=all", "windows='all'"),
         ("endpoint.concurrency=0", "endpoint.concurrency=0"),
+        ("endpoint.concurrency=1001", "endpoint.concurrency=1001"),
+        ("endpoint.base_url=https://host:abc/v1", "host:abc/v1 is not of the form"),
+        ("generation.extra={max_tokens: 4000}", "extra has max_tokens: set generation.max_tokens_"),
+        ("generation.extra={stream: true}", "extra has stream: a reply is read in one piece"),
+        ("generation.extra_item={n: 3}", "extra_item has n: one reply a request is kept"),
         ("endpoint.timeout=5", "did you mean endpoint.timeout_s"),
     ],
 )
@@ -66,6 +71,14 @@ def test_what_is_wrong_is_named(override, said):
 def test_combinations_that_cannot_be_are_refused():
     assert "nothing to describe" in refused("items=false", "windows=none")
     assert "budget is of engine=endpoint" in refused("engine=vllm", "budget.max_tokens=5")
+    extra = "generation.extra_item={response_format: {type: json_object}}"
+    assert "generation.extra has response_format" in refused("engine=vllm", extra)
+
+
+def test_copies_of_a_model_over_several_gpus_are_counted():
+    parallel = "vllm.engine_kwargs={tensor_parallel_size: 2, pipeline_parallel_size: 3}"
+    config = load_config(DescribeConfig, FILE, ["vllm.concurrency=4", parallel])
+    assert config.vllm.gpus == 24
 
 
 def test_replies_are_kept_beside_the_store_unless_told_otherwise():

@@ -79,3 +79,8 @@ def test_half_a_surrogate_pair_can_be_stored():
 def test_keys_are_words_and_not_patterns():
     assert item_text('{"a (b": "x", "c": "y"}', ("a (b", "c")) == "x y"
     assert item_text("a (b: x\nc: y", ("a (b", "c")) == "x y"
+
+
+def test_a_long_reply_of_line_breaks_and_quotes_says_nothing():
+    # A pattern that looks on from each of them to the last would take an hour.
+    assert item_text("\n" * 300_000 + '"' * 300_000, KEYS) is None

@@ -48,6 +48,42 @@ def test_a_hold_stops_even_a_free_flow():
     assert held > 0.19 > after
 
 
+def test_who_has_a_turn_already_is_held_too_and_keeps_its_distance():
+    async def taken():
+        pace, start = Pace(1200), time.monotonic()
+
+        async def one():
+            await pace.take(1)
+            return time.monotonic() - start
+
+        turns = [asyncio.create_task(one()) for _ in range(5)]
+        await asyncio.sleep(0.02)
+        pace.hold(0.3)
+        pace.hold(0.1)
+        return await asyncio.gather(*turns), await one()
+
+    turns, later = asyncio.run(taken())
+    assert turns[0] < 0.1
+    # Turns were at .05, .10, .15 and .20; a hold of .3 puts all of them off, and the next one.
+    assert turns[1] > 0.34
+    assert turns[4] - turns[1] > 0.14
+    assert later > 0.54
+
+
+def test_a_purse_counts_what_may_be_billed_without_a_reply():
+    async def tried():
+        money, asked = purse(max_tokens=100)
+        await money.hold(30, 10)
+        once, twice = await money.lose(30, 10), await money.lose(30, 10)
+        await money.settle((30, 10), (0, 0))
+        too_much = await money.hold(21, 0)
+        return once, twice, asked, await money.hold(20, 0), too_much
+
+    once, twice, asked, fits, too_much = asyncio.run(tried())
+    assert (once, twice, fits, too_much) == (True, False, True, False)
+    assert (asked.lost_in, asked.lost_out, asked.tokens_in) == (60, 20, 0)
+
+
 def test_a_purse_lets_go_out_only_what_still_fits():
     async def tried():
         money, asked = purse(max_tokens=100)

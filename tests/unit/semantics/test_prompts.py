@@ -116,13 +116,18 @@ def test_parameters_are_what_the_endpoint_calls_them(prompter):
         "temperature": 0.0,
         "seed": 3,
     }
+    # What was not sent at first, for the endpoint may not take it, is not sent again either.
     assert request_of(item, generation, 1).parameters == {
         "max_completion_tokens": 400,
         "temperature": 0.7,
-        "top_p": 1.0,
         "seed": 3,
         "response_format": {"type": "json_object"},
     }
+    usual = request_of(window, GenerationConfig(model="m"), 1).parameters
+    assert (usual["temperature"], usual["top_p"]) == (0.7, 1.0)
+    silent = GenerationConfig(model="m", temperature=None, top_p=None)
+    assert request_of(window, silent, 1).parameters == {"max_tokens": 300}
+    assert request_of(window, silent, 1).key != request_of(window, silent, 0).key
 
 
 def test_a_window_reply_is_taken_as_it_is_unless_it_is_empty(prompter):

@@ -30,17 +30,15 @@ def uri(tmp_path):
 def test_replies_are_found_by_key_after_a_new_start(uri):
     first = opened(uri)
     assert len(first) == 0
-    assert first.malformed(key(1)) is None
+    assert not first.is_new(key(1))
     assert first.get([key(1)]) == [None]
     for number in range(50):
         first.add(reply(number, malformed=number % 7 == 0))
         if number % 10 == 9:
             first.flush()
-    assert first.malformed(key(7)) is True
     assert first.is_new(key(7))
     second = opened(uri)
     assert len(second) == 50
-    assert [second.malformed(key(number)) for number in (7, 8, 50)] == [True, False, None]
     assert not second.is_new(key(7))
     asked = [key(48), key(99), key(0), key(48)]
     assert second.get(asked) == [reply(48), None, reply(0, malformed=True), reply(48)]
@@ -93,12 +91,45 @@ def test_many_new_replies_are_found_before_and_after_they_are_folded(uri, monkey
     first.open()
     for number in range(100):
         first.add(reply(number, malformed=number % 2 == 0))
-        assert first.malformed(key(number)) is (number % 2 == 0)
-    assert [first.malformed(key(number)) for number in range(100)] == [True, False] * 50
+        assert first.is_new(key(number))
+    assert all(first.is_new(key(number)) for number in range(100))
     assert len(first) == 101
-    assert first.is_new(key(5))
     assert not first.is_new(key(1000))
     assert first.get([key(5), key(1000)]) == [None, reply(1000)]
+
+
+def test_what_another_run_has_merged_away_is_found_again(uri, monkeypatch):
+    monkeypatch.setattr(module, "_FOLD", 4)
+    first = opened(uri)
+    for number in range(10):
+        first.add(reply(number))
+        first.flush()
+    first.open()
+    # The open merged all into one file; one more makes two, which the next open merges.
+    assert first.get([key(0)]) == [reply(0)]
+    for number in range(20, 25):
+        first.add(reply(number))
+    first.flush()
+    lay_in = set(first._files)
+    opened(uri)
+    assert not lay_in & {info.base_name for info in storage.listing(uri)}
+    first._read.clear()
+    assert first.get([key(n) for n in (0, 9, 11)]) == [reply(0), reply(9), None]
+    assert (first.tokens_in, first.tokens_out) == (9, 18)
+    # Its own new replies are still new, be they in the files that it has now found or not.
+    assert all(first.is_new(key(n)) for n in range(20, 25))
+    assert not first.is_new(key(9))
+    assert len(first) == 15
+
+
+def test_a_file_that_is_removed_is_a_reply_that_is_missing(uri):
+    first = opened(uri)
+    first.add(reply(1))
+    first.flush()
+    first.open()
+    (name,) = first._files
+    storage.delete(storage.join(uri, name))
+    assert first.get([key(1)]) == [None]
 
 
 def test_keys_that_end_with_zeros_are_told_apart(uri):
@@ -107,7 +138,7 @@ def test_keys_that_end_with_zeros_are_told_apart(uri):
     first.add(Reply(ends[0], "m", False, "zero", 1, 1))
     first.flush()
     second = opened(uri)
-    assert [second.malformed(end) for end in ends] == [False, None, None]
+    assert [found and found.text for found in second.get(ends)] == ["zero", None, None]
     # Equal in their first 16 bytes alone: what is found is compared in whole.
     assert second.get(["ab" + "00" * 15 + "11" * 16]) == [None]
 

@@ -92,22 +92,27 @@ def test_only_what_is_missing_is_written_and_each_request_once(tmp_path):
 
     def keep(number, attempt, *, malformed):
         key = request_of(prompt(number), config.generation, attempt).key
-        replies.add(Reply(key, "org/model", malformed, "text", 1, 1))
+        said = "text" if malformed else '{"item summary": "a", "potential user analysis": "b"}'
+        replies.add(Reply(key, "org/model", malformed, said, 1, 1))
 
     keep(1, 0, malformed=False)
     keep(2, 0, malformed=True)
+    replies.flush()
+    replies.open()
     blocks = [[prompt(1), prompt(2), prompt(3)], [prompt(3), prompt(4)]]
     asked, place = Asked(total=5), str(tmp_path / "replies" / "asking")
 
     def users(attempt):
         written = _write_missing(config, iter(blocks), replies, attempt, asked, place)
-        rows = pq.read_table(tmp_path / "replies/asking/part-00000.parquet").to_pylist()
-        assert len(rows) == written
+        rows = pq.read_table(tmp_path / "replies/asking/items/part-00000.parquet").to_pylist()
+        assert written == {"items": len(rows), "windows": 0}
         return [engine_row(row)["messages"][1]["content"] for row in rows]
 
     assert users(0) == ["item 3 \u00e9", "item 4 \u00e9"]
     assert (asked.prompts, asked.from_cache, asked.repeated) == (5, 1, 1)
     keep(3, 0, malformed=True)
     keep(4, 0, malformed=False)
+    replies.flush()
+    replies.open()
     assert users(1) == ["item 2 \u00e9", "item 3 \u00e9"]
     assert (asked.prompts, asked.from_cache, asked.repeated) == (5, 1, 1)
