@@ -27,7 +27,7 @@ from distrl.methods.encoding import Probability, next_item
 from distrl.methods.mending import Mended, marked, mended, mending_figures
 from distrl.nn.attention import visible_keys
 from distrl.nn.corrector import Corrector
-from distrl.nn.encoder import EncoderLayer, SequenceEncoder, stack
+from distrl.nn.encoder import EncoderLayer, SequenceEncoder, in_rows, stack
 from distrl.ops.losses import next_item_loss, ranking_triplet
 
 HELD_OUT_LOSS = "augmenter/held_out_loss"
@@ -94,6 +94,12 @@ class LACLRecConfig(ContrastConfig):
             raise ValueError(
                 f"keep={self.keep}, delete={self.delete} and insert={self.insert} make {total:g}; "
                 "they must make 1"
+            )
+        untrained = self.learned_view and self.stages == "two" and not self.pretrain_epochs
+        if untrained and (self.data_weight or self.triplet_weight):
+            raise ValueError(
+                "pretrain_epochs=0 leaves the augmenter untrained with stages=two; set it to 1 or "
+                "more, stages=joint or learned_view=false"
             )
         if self.keep == 0:
             raise ValueError("keep=0 leaves nothing to learn from; it must be positive")
@@ -259,12 +265,15 @@ class LACLRec(Method):
         """L_rec + alpha L_cl + beta L_tri."""
         wanted = batch.views is not None and takes_part(self.config, batch)
         views = self._views(batch) if wanted else ()
-        stacked = stack([batch.clean, *views]) if views else batch.clean
-        num_segments = batch.clean.last.shape[0]
+        cut = self._cut(batch) if wanted else batch.target_at[:0]
+        whole = (in_rows(batch.views[1], cut),) if batch.views is not None and len(cut) else ()
+        packs = [batch.clean, *whole, *views]
+        stacked = stack(packs) if views else batch.clean
         anchor_at = batch.target_at[:0] if batch.pair_at is None else batch.pair_at
-        at = torch.cat([batch.target_at, anchor_at, stacked.last[num_segments:]])
-        counts = [batch.num_targets, len(anchor_at), *(view.last.shape[0] for view in views)]
-        states, anchors, *last = torch.split(self._recommended(stacked, at), counts)
+        at = torch.cat([batch.target_at, anchor_at, stacked.last[len(batch.clean.last) :]])
+        counts = [batch.num_targets, len(anchor_at), len(cut), *(len(view.last) for view in views)]
+        states, anchors, uncut, *last = torch.split(self._recommended(stacked, at), counts)
+        anchors = anchors.index_copy(0, cut, uncut) if len(cut) else anchors
         terms = {
             "next_item": Term(1.0, next_item(self.encoder, states, batch, self.config), "target")
         }
@@ -274,6 +283,18 @@ class LACLRec(Method):
             terms |= data_contrast(self.config, pairs)
             terms |= self._triplet(anchors, near, far)
         return terms
+
+    def _cut(self, batch: Batch) -> Int64[Tensor, " C"]:
+        """Prefixes of which an anchor within `clean` would not see all that the views show.
+
+        Those of histories longer than a window, which may begin elsewhere there.
+        """
+        if batch.pair_at is None or not self.config.triplet_weight or self.num_views != 1:
+            return batch.target_at[:0]
+        assert batch.views is not None, "only called with views"
+        raw = batch.views[1]
+        seen = batch.clean.position.flatten()[batch.pair_at]
+        return (seen != raw.position.flatten()[raw.last]).nonzero().flatten()
 
     def _triplet(self, anchors: Tensor, near: Tensor, far: Tensor) -> dict[str, Term]:
         """L_tri; nothing without weight or prefixes."""

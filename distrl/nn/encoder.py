@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distrl.contract import Packed
 from distrl.nn.attention import attend, visible_keys
 from distrl.nn.dropout import Dropout
+from distrl.schema import PAD_ID
 
 INIT_STD = 0.02
 LAYER_NORM_EPS = 1e-12
@@ -155,3 +156,19 @@ def stack(packs: Sequence[Packed]) -> Packed:
         num_rows += pack.items.shape[0]
         num_segments += pack.last.shape[0]
     return Packed(items, torch.cat(segment), position, torch.cat(last))
+
+
+def in_rows(packed: Packed, which: Int64[Tensor, " N"]) -> Packed:
+    """Some segments of a packed batch, numbered anew, each at the start of a row of its own."""
+    last = packed.last[which]
+    newest = packed.position.flatten()[last]
+    place = torch.arange(packed.items.shape[1], device=last.device)
+    is_there = place <= newest[:, None]
+    at = torch.where(is_there, (last - newest)[:, None] + place, 0)
+    number = torch.arange(len(which), device=last.device)
+    return Packed(
+        torch.where(is_there, packed.items.flatten()[at], PAD_ID),
+        torch.where(is_there, number[:, None], -1),
+        torch.where(is_there, place, 0),
+        number * len(place) + newest,
+    )

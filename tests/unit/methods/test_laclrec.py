@@ -12,7 +12,7 @@ from distrl.data.samples import BatchMaker, Samples
 from distrl.methods import build, parse_method
 from distrl.methods.laclrec import HELD_OUT_LOSS, chosen_operations
 from distrl.methods.mending import marked, mended, mending_figures
-from distrl.nn.encoder import stack
+from distrl.nn.encoder import in_rows, stack
 from distrl.ops.corruption import DELETE, INSERT, KEEP
 from distrl.ops.losses import next_item_loss, ranking_triplet
 from distrl.ops.packing import unpacked
@@ -118,6 +118,26 @@ def test_anchors_are_where_the_prefixes_end(samples):
     assert batch.clean.position.flatten()[batch.pair_at].tolist() == (
         raw.position.flatten()[raw.last].tolist()
     )
+
+
+def test_the_anchor_of_a_prefix_that_a_window_cuts_is_a_pass_over_the_whole_prefix():
+    model = method(**STILL, pretrain_epochs=1, triplet="mean")
+    rows = [list(range(1, 24)), list(range(5, 20)), [7, 8, 9], [3, 4]]
+    batch = made(model, rows, contrasted_prefixes=6)
+    raw = batch.views[1]
+    seen = batch.clean.position.flatten()[batch.pair_at]
+    cut = (seen != raw.position.flatten()[raw.last]).nonzero().flatten()
+    assert torch.equal(model._cut(batch), cut)
+    assert 0 < len(cut) < batch.num_pairs
+    rows_of_cut, _ = unpacked(in_rows(raw, cut))
+    rows_of_all, _ = unpacked(raw)
+    assert np.array_equal(rows_of_cut.values, rows_of_all.take(cut.numpy()).values)
+    torch.manual_seed(3)
+    terms = model(batch, model.phases(1)[0]).terms
+    torch.manual_seed(3)
+    far, near = model._views(batch)
+    expected = ranking_triplet(*(model.user_states(pack) for pack in (raw, near, far))).mean()
+    assert terms["triplet"].value.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_triplet_loss_is_log_2_for_equal_views_and_falls_as_the_near_one_nears():
@@ -268,8 +288,8 @@ def test_without_the_augmenter_a_second_random_view_takes_its_place():
 def test_a_sum_of_triplets_is_the_mean_times_the_pairs():
     rows = {}
     for triplet in ("sum", "mean"):
-        model = method(triplet=triplet, pretrain_epochs=0, operations="argmax", **STILL)
-        rows[triplet] = model(made(model, ROWS), model.phases(0)[0]).terms["triplet"]
+        model = method(triplet=triplet, pretrain_epochs=1, operations="argmax", **STILL)
+        rows[triplet] = model(made(model, ROWS), model.phases(1)[0]).terms["triplet"]
     torch.testing.assert_close(rows["sum"].value, rows["mean"].value * len(ROWS))
     assert rows["sum"].unit == "sum"
 
@@ -345,6 +365,7 @@ def test_generated_gaps_end_and_hold_no_item_behind_their_end():
     [
         ({"keep": 0.5, "delete": 0.4, "insert": 0.3}, "must make 1"),
         ({"keep": 0.0, "delete": 0.5, "insert": 0.5}, "keep=0"),
+        ({"pretrain_epochs": 0}, "pretrain_epochs=0 leaves the augmenter untrained"),
     ],
 )
 def test_probabilities_that_cannot_be_are_named(settings, message):
