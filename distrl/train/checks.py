@@ -19,7 +19,8 @@ def check_run(run: RunConfig, manifest: Manifest) -> SideManifest | None:
 
     Raises:
         ConfigError: If the engine knows no such part, a table is missing or not made for what is
-            asked of it, or the method has another text size than the table.
+            asked of it, the method contrasts windows and the table has none, or the method has
+            another text size than the table.
         SchemaError: If a table is torn or of another store.
         StorageError: If a place cannot be read.
     """
@@ -29,6 +30,12 @@ def check_run(run: RunConfig, manifest: Manifest) -> SideManifest | None:
     run.engine.check_parts(method.parts)
     if table is None or not method.wants_neighbors:
         return None
+    if table.windows == "none":
+        raise ConfigError(
+            f"method={run.method.name} contrasts windows with their neighbors, but data.neighbors="
+            f"{run.data.neighbors} was made with windows.which=none and knows items alone: embed "
+            "with windows.which=every and retrieve again, or set method.inter_weight=0"
+        )
     if run.method.text_width not in (0, table.dimension):
         raise ConfigError(
             f"method.text_size={run.method.text_width}, but the texts of neighbors/"

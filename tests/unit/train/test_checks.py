@@ -1,9 +1,12 @@
 """What is refused before Ray starts."""
 
+import shutil
+
 import pytest
 from pydantic import ValidationError
 
 from distrl.config import RunConfig
+from distrl.data.side_tables import part_path, write_manifest
 from distrl.errors import ConfigError
 from distrl.train.checks import check_run
 from tests.neighbor_store import neighbor_store
@@ -35,6 +38,20 @@ def test_texts_of_another_size_are_named(near):
     folder, manifest, _, _ = near
     with pytest.raises(ConfigError, match=r"text_size=9.*vectors of 16; set method.text_size=16"):
         check_run(run_of(folder, {"text_size": 9}), manifest)
+
+
+def test_a_table_without_windows_is_refused_by_what_contrasts_windows(near):
+    folder, manifest, table, _ = near
+    path = part_path("neighbors", "items_alone", "items", 0)
+    (folder / path).parent.mkdir(parents=True)
+    shutil.copy(folder / table.items[0].path, folder / path)
+    items = (table.items[0].model_copy(update={"path": path}),)
+    bare = {"windows": "none", "items": items, "window_parts": (), "pools": ()}
+    write_manifest(str(folder), "items_alone", table.model_copy(update=bare))
+    said = r"data\.neighbors=items_alone .*windows\.which=none.*windows\.which=every"
+    with pytest.raises(ConfigError, match=said):
+        check_run(run_of(folder, neighbors="items_alone"), manifest)
+    assert check_run(run_of(folder, {"inter_weight": 0}, neighbors="items_alone"), manifest) is None
 
 
 def test_a_missing_table_is_named_with_what_makes_it(near):
