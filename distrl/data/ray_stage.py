@@ -57,7 +57,7 @@ class Stage:
 
 
 def fetch(reference: ObjectRef) -> Any:  # noqa: ANN401
-    """A small value from a task, or the task's own error without Ray's wrapping.
+    """What a task made, or the task's own error without Ray's wrapping.
 
     Raises:
         DistrlError: As the task raised it.

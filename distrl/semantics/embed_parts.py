@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 from jaxtyping import Float32, Int64
 
 from distrl import storage
+from distrl.data.ray_stage import fetch
 from distrl.data.side_tables import Part, SideManifest, part_path, read_part, write_part
 from distrl.errors import ConfigError, DistrlError, SchemaError
 from distrl.ops.windows import window_items
@@ -172,9 +172,13 @@ class EmbedActor:
         return self._embedder
 
     def shared(self, name: str) -> Any:  # noqa: ANN401
-        """What all actors of a node have in one place."""
+        """What all actors of a node have in one place.
+
+        Raises:
+            DistrlError: As the task that made it raised it.
+        """
         if name not in self._shared:
-            self._shared[name] = ray.get(self._task.shared[name])
+            self._shared[name] = fetch(self._task.shared[name])
         return self._shared[name]
 
     def count(self, rows: int) -> None:

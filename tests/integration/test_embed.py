@@ -28,6 +28,9 @@ from distrl.data.store import manifest_hash, read_item_ids, read_manifest
 from distrl.errors import ConfigError, SchemaError, StorageError
 from distrl.semantics.embed import embed
 from distrl.semantics.embed_config import EmbedConfig, EndpointConfig, TransformersConfig
+from distrl.semantics.embed_parts import Done, EmbedActor, EmbedTask, Unit
+from distrl.semantics.embed_shared import item_vectors
+from distrl.semantics.embedders import LoadedModel
 from distrl.semantics.trained import TrainedModel
 from distrl.semantics.weights import weights_folder
 from distrl.train.local import train_locally
@@ -194,6 +197,22 @@ def test_vectors_are_the_bare_models_and_windows_their_means(
     texts.write_text(texts.read_text().replace("number 1 of", "number one of"))
     with pytest.raises(ConfigError, match=r"item_text_sha256=\w+, not \w+: --overwrite"):
         embed(again)
+
+
+def test_a_part_that_changes_while_windows_are_made_is_named_in_one_line(cluster, store):
+    config, manifest = config_of(store, MINILM), read_manifest(store)
+    vector = pa.list_(pa.float32(), 1)
+    rows = pa.table({"item_id": pa.array([1], pa.int32()), "vector": pa.array([[0.5]], vector)})
+    path = part_path("embeddings", config.name, "items", 0)
+    part = write_part(store, path, [rows], rows.schema).model_copy(update={"sha256": "another"})
+    shared = {"item_vectors": item_vectors.remote(store, (part,), NUM_ITEMS, 1)}
+    task = EmbedTask(config, manifest, "key", None, LoadedModel("minilm", ""), None, shared)
+    unit = Unit(folder="windows", number=0)
+    (described,) = EmbedActor(task)({"unit": np.array([unit.model_dump_json()])})["done"]
+    done = Done.model_validate_json(described)
+    assert done.error_type == "SchemaError"
+    assert done.error.startswith(f"{store}/{path} has sha256")
+    assert len(done.error.splitlines()) == 1
 
 
 def test_an_item_without_text_is_named_or_zero(cluster, store, bare, server):
