@@ -27,7 +27,9 @@ def main() -> None:
     """
     parser = arguments(__doc__)
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace a table made with other settings"
+        "--overwrite",
+        action="store_true",
+        help="replace a table made with other settings, or a torn one",
     )
     args = parser.parse_intermixed_args()
     config = resolve(RetrieveConfig, args)

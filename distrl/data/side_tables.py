@@ -149,7 +149,10 @@ def find_table(store_uri: str, kind: Kind, name: str) -> SideManifest | None:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"]) or "the file"
-        raise SchemaError(f"{uri} is no manifest of {kind}: {where}: {problem['msg']}") from error
+        raise SchemaError(
+            f"{uri} is no manifest of {kind}: {where}: {problem['msg']}; make the table again with "
+            "--overwrite"
+        ) from error
 
 
 def check_part_sizes(store_uri: str, name: str, table: SideManifest) -> None:

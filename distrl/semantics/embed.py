@@ -71,7 +71,7 @@ def embed(
     Args:
         config: What to make of which store.
         trained: The `TrainedModel`, for embedder.kind=trained.
-        overwrite: Start anew, whatever is there.
+        overwrite: Start anew, whatever is there, a torn table too.
         connect: Connects to Ray, unless that is done; called when all that can be checked without
             Ray has been.
         say: Told of progress, a line at a time.
@@ -88,8 +88,9 @@ def embed(
     descriptions = find_descriptions(config, manifest)
     model = look_at_model(config, manifest, trained)
     identity = identify(config, manifest, model, descriptions)
-    found = find_table(config.store_uri, "embeddings", config.name)
-    if found is not None and not overwrite and found.store_hash == identity.store_hash:
+    # A torn manifest cannot be read, and what is replaced anyway need not be.
+    found = None if overwrite else find_table(config.store_uri, "embeddings", config.name)
+    if found is not None and found.store_hash == identity.store_hash:
         check_same(config, found, identity)
         check_part_sizes(config.store_uri, config.name, found)
         say(f"{config.store_uri} already has embeddings {config.name}: nothing to do")
