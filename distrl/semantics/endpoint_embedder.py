@@ -11,6 +11,8 @@ from distrl.errors import ConfigError, SchemaError, StorageError
 from distrl.semantics.embed_config import EndpointConfig
 
 _SAID_CHARS = 300
+_AGAIN = (408, 409, 429)
+"""Statuses below 500 that say nothing against the request, only against its time."""
 
 
 class EndpointEmbedder:
@@ -43,7 +45,7 @@ class EndpointEmbedder:
         Raises:
             ConfigError: If the server refuses the key, the model or a text.
             SchemaError: If it does not answer with a vector for each text.
-            StorageError: If it cannot be reached, or fails on and on.
+            StorageError: If it cannot be reached, or is overloaded or fails on and on.
         """
         size = self._config.batch_size
         batches = [texts[start : start + size] for start in range(0, len(texts), size)]
@@ -89,6 +91,12 @@ class EndpointEmbedder:
             )
         said = str(error).strip().splitlines()[0][:_SAID_CHARS] if str(error).strip() else ""
         said = said.replace(self._key, "***") if self._key else said
-        if isinstance(error, openai.APIStatusError) and error.status_code < 500:
-            return ConfigError(f"{where} refuses model={config.model}: {said}")
-        return StorageError(f"{where} does not serve, after {config.retries} retries: {said}")
+        if isinstance(error, openai.APIStatusError):
+            if error.code == "insufficient_quota":
+                return ConfigError(f"the account at {where} is spent: {said}")
+            if error.status_code < 500 and error.status_code not in _AGAIN:
+                return ConfigError(f"{where} refuses model={config.model}: {said}")
+        return StorageError(
+            f"{where} does not serve now, after {config.retries} retries: {said}; finished parts "
+            "are kept, and the same command goes on with the others"
+        )

@@ -20,7 +20,8 @@ class EmbeddingServer:
         self.texts: list[str] = []
         """All texts that were answered, in order."""
         self.failures = 0
-        """So many next requests get a 503."""
+        """So many next requests get `failure_status`."""
+        self.failure_status = 503
         self.requests = 0
         self.hold_after: int | None = None
         """Once so many texts are answered, requests wait until `release`."""
@@ -40,7 +41,7 @@ class EmbeddingServer:
                 return 401, {"error": {"message": f"Incorrect API key provided: {key}"}}
             if self.failures:
                 self.failures -= 1
-                return 503, {"error": {"message": "overloaded"}}
+                return self.failure_status, {"error": {"message": "overloaded"}}
         if asked["model"] != self.model:
             return 404, {"error": {"message": f"no model {asked['model']}"}}
         if self.hold_after is not None and len(self.texts) >= self.hold_after:

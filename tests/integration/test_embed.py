@@ -260,9 +260,22 @@ def test_an_endpoint_that_fails_at_first_is_asked_again(server, bare, monkeypatc
     assert np.abs(found - bare(texts)).max() < 1e-5
     assert server.requests - before == 3 + 2
     server.failures = 2
-    with pytest.raises(StorageError, match=r"does not serve, after 1 retries: .*503"):
+    with pytest.raises(StorageError, match=r"does not serve now, after 1 retries: .*503"):
         EndpointEmbedder(EndpointConfig(**of_endpoint(server, retries=1))).embed(texts[:8])
     server.failures = 0
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500])
+def test_an_endpoint_that_is_busy_beyond_all_retries_is_no_wrong_model(server, monkeypatch, status):
+    from distrl.semantics.endpoint_embedder import EndpointEmbedder
+
+    monkeypatch.setenv(KEY_NAME, KEY)
+    monkeypatch.setattr(server, "failure_status", status)
+    monkeypatch.setattr(server, "failures", 1)
+    embedder = EndpointEmbedder(EndpointConfig(**of_endpoint(server, retries=0)))
+    said = rf"does not serve now, after 0 retries: .*{status}.*; finished parts are kept"
+    with pytest.raises(StorageError, match=said):
+        embedder.embed(["soap"])
 
 
 def test_a_wrong_key_or_model_is_named_before_ray_and_never_shown(store, server, monkeypatch):
