@@ -8,7 +8,7 @@ import sentence_transformers
 import torch
 import transformers
 from jaxtyping import Float32
-from torch import Tensor
+from torch import Tensor, nn
 
 from distrl.errors import ConfigError
 from distrl.semantics.embed_config import SentenceTransformersConfig, TransformersConfig
@@ -31,9 +31,13 @@ class SentenceEmbedder:
             )
         except (OSError, ValueError, KeyError) as error:
             raise _no_model(folder, "sentence-transformers", error) from error
+        limits = (self._model.max_seq_length, _padded_positions(self._model))
+        most = min((each for each in limits if each is not None), default=None)
         if config.max_tokens is not None:
-            _check_limit(config.max_tokens, self._model.max_seq_length)
-            self._model.max_seq_length = config.max_tokens
+            _check_limit(config.max_tokens, most)
+        limit = config.max_tokens or most
+        if limit is not None:
+            self._model.max_seq_length = limit
 
     def embed(self, texts: list[str]) -> Float32[np.ndarray, "texts dimension"]:
         """One vector a text."""
@@ -103,10 +107,24 @@ class TransformersEmbedder:
 
     def _limit(self) -> int:
         positions = getattr(self._model.config, "max_position_embeddings", None)
-        most = min(self._tokenizer.model_max_length, positions or 1 << 30)
+        limits = (self._tokenizer.model_max_length, positions, _padded_positions(self._model))
+        most = min(each or 1 << 30 for each in limits)
         if self._config.max_tokens is not None:
             _check_limit(self._config.max_tokens, most)
         return self._config.max_tokens or most
+
+
+def _padded_positions(model: nn.Module) -> int | None:
+    """Tokens that a model's table of positions has rows for; None if padding has no row in it.
+
+    RoBERTa and its kin number tokens from padding_idx + 1 on: the rows up to there are no token's,
+    though `max_position_embeddings` counts them.
+    """
+    for name, table in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding):
+            padding = table.padding_idx
+            return None if padding is None else table.num_embeddings - padding - 1
+    return None
 
 
 def _check_limit(asked: int, most: int | None) -> None:
