@@ -32,11 +32,15 @@ import pyarrow.parquet as pq
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from distrl import storage
-from distrl.errors import SchemaError
+from distrl.errors import ConfigError, SchemaError
 from distrl.schema import MANIFEST_NAME, Config
 
 Kind = Literal["descriptions", "embeddings", "neighbors"]
 Folder = Literal["items", "windows", "pool"]
+
+_UNREADABLE = 1 << 31
+"""Numbers in one row group of a column of lists: Arrow counts them in 32 bits when it reads them,
+though it writes as many as it is given."""
 
 
 class Part(Config):
@@ -97,17 +101,33 @@ def write_part(store_uri: str, path: str, groups: Iterable[pa.Table], schema: pa
     A row group at a time is in memory; the part is made on this machine's disk and then copied.
 
     Raises:
+        ConfigError: If a row group has more numbers in its vectors than can be read back.
         StorageError: If the place is forbidden, full or unreachable.
     """
     rows = 0
     with tempfile.NamedTemporaryFile(prefix="distrl-part-", suffix=".parquet") as local:
         with pq.ParquetWriter(local.name, schema, compression="zstd") as writer:
             for table in groups:
+                _check_vectors(path, table)
                 writer.write_table(table.cast(schema), row_group_size=max(table.num_rows, 1))
                 rows += table.num_rows
         digest, size = storage.digest(local.file)
         storage.write_file(storage.join(store_uri, path), local.name)
     return Part(path=path, rows=rows, bytes=size, sha256=digest)
+
+
+def _check_vectors(path: str, table: pa.Table) -> None:
+    for field in table.schema:
+        if not pa.types.is_fixed_size_list(field.type):
+            continue
+        numbers = table.num_rows * field.type.list_size
+        if numbers >= _UNREADABLE:
+            raise ConfigError(
+                f"a row group of {path} would have {table.num_rows:,} vectors of "
+                f"{field.type.list_size:,} numbers, {numbers:,} in all, and from {_UNREADABLE:,} "
+                "on none can be read back: prepare the store with a smaller row_group_rows, or "
+                "lower items_per_part of jobs/embed.py if the part is of items"
+            )
 
 
 def write_manifest(store_uri: str, name: str, table: SideManifest) -> None:

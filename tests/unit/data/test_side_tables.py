@@ -13,7 +13,7 @@ from distrl.data.side_tables import (
     write_manifest,
     write_part,
 )
-from distrl.errors import SchemaError, StorageError
+from distrl.errors import ConfigError, SchemaError, StorageError
 
 SCHEMA = pa.schema([("item_id", pa.int32()), ("vector", pa.list_(pa.float32(), 2))])
 PATH = part_path("embeddings", "near", "items", 0)
@@ -87,6 +87,16 @@ def test_a_group_that_fails_leaves_no_part(tmp_path):
 
     with pytest.raises(ValueError, match="second group"):
         write_part(str(tmp_path), PATH, groups(), SCHEMA)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_row_group_that_nobody_could_read_is_refused_before_it_is_written(tmp_path):
+    # Nulls take no memory, however many there are.
+    wide = pa.FixedSizeListArray.from_arrays(pa.nulls(1 << 31), 1 << 30)
+    unreadable = pa.table({"vector": wide})
+    said = r"2 vectors of 1,073,741,824 numbers, 2,147,483,648 in all.*smaller row_group_rows"
+    with pytest.raises(ConfigError, match=said):
+        write_part(str(tmp_path), PATH, [unreadable], unreadable.schema)
     assert not list(tmp_path.rglob("*"))
 
 
