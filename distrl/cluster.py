@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import threading
+from collections.abc import Mapping, Sequence
 
 import ray
 import ray.data
@@ -71,3 +72,52 @@ def check_capacity(needs: dict[str, dict[str, float]]) -> None:
                 f"{wanted:g} at once ({parts}): add nodes, or lower workers.num_workers, "
                 "workers.cpus_per_worker or evaluation.num_workers"
             )
+
+
+def live_nodes() -> list[dict[str, float]]:
+    """Ray resources of each node that is up, whether they are taken or not."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def room_for(each: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many tasks or actors of one size some nodes hold at a time, each of them on one node."""
+    return sum(
+        min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in each.items() if amount)
+        for node in nodes
+    )
+
+
+def check_room(
+    what: str,
+    each: Mapping[str, float],
+    count: int,
+    nodes: Sequence[Mapping[str, float]],
+    *,
+    keys: str,
+) -> None:
+    """Proves that some nodes can ever hold so many tasks or actors of one size at a time.
+
+    Args:
+        what: They are, in the plural.
+        each: Ray resources of one, such as {"CPU": 2.0}.
+        count: How many.
+        nodes: As `live_nodes` gives.
+        keys: Of the config, that make them fewer or smaller.
+
+    Raises:
+        ConfigError: Naming what one takes, for how many there is room, and the largest node. Ray
+            itself would wait without end.
+    """
+    room = room_for(each, nodes)
+    if room >= count:
+        return
+    size = " and ".join(f"{amount:g} {name}" for name, amount in each.items() if amount)
+    most = " and ".join(
+        f"{max((node.get(name, 0.0) for node in nodes), default=0.0):g} {name}"
+        for name, amount in each.items()
+        if amount
+    )
+    raise ConfigError(
+        f"the cluster has room for {room} {what} of {size}, this job needs {count} at once: no "
+        f"node has more than {most}; add nodes that are large enough, or lower {keys}"
+    )

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import ray
-
+from distrl.cluster import check_room, live_nodes
 from distrl.data.store import read_item_ids
 from distrl.errors import ConfigError, SchemaError
 from distrl.schema import Manifest
@@ -55,16 +54,8 @@ def check_capacity(config: EmbedConfig) -> None:
     """Proves that the cluster can ever hold the actors, for which Ray would wait without end.
 
     Raises:
-        ConfigError: Naming the resource, what is needed and what is there.
+        ConfigError: Naming what an actor takes, for how many there is room, and the largest node.
     """
-    there = ray.cluster_resources()
-    for name, each, key in (
-        ("CPU", config.cpus_per_actor, "cpus_per_actor"),
-        ("GPU", config.gpus_per_actor, "gpus_per_actor"),
-    ):
-        if each * config.concurrency > there.get(name, 0.0) + 1e-9:
-            raise ConfigError(
-                f"the cluster has {there.get(name, 0.0):g} {name}, {config.concurrency} actors of "
-                f"{each:g} need {each * config.concurrency:g}: add nodes, or lower concurrency or "
-                f"{key}"
-            )
+    each = {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}
+    keys = "concurrency, cpus_per_actor or gpus_per_actor"
+    check_room("actors", each, config.concurrency, live_nodes(), keys=keys)

@@ -7,10 +7,10 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
-import ray
 from ray import ObjectRef
 
 from distrl import storage
+from distrl.cluster import check_room, live_nodes, room_for
 from distrl.data.ray_stage import Stage, run_tasks
 from distrl.data.side_tables import (
     Part,
@@ -64,14 +64,11 @@ class Retrieval:
         self._config, self._manifest, self._table = config, manifest, table
         self._resolved = resolved(config, table)
         self._made_with, self._say = made_with, say
-        there = int(ray.cluster_resources().get("CPU", 1))
-        if config.cpus_per_task > there:
-            raise ConfigError(
-                f"cpus_per_task={config.cpus_per_task}, but the cluster has {there} CPUs: no task "
-                "would ever start"
-            )
-        cpus = config.num_cpus or there
-        self._limit = max(1, cpus // config.cpus_per_task)
+        each, nodes = {"CPU": float(config.cpus_per_task)}, live_nodes()
+        check_room("tasks", each, 1, nodes, keys="cpus_per_task")
+        self._limit = room_for(each, nodes)
+        if config.num_cpus is not None:
+            self._limit = max(1, config.num_cpus // config.cpus_per_task)
         self._facts: Facts = {}
 
     def run(self) -> SideManifest:
