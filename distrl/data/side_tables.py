@@ -24,7 +24,8 @@ the store and `user` a user, so that equal windows of different pools can be rec
 
 import hashlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -98,21 +99,62 @@ def part_path(kind: Kind, name: str, folder: Folder, part: int) -> str:
 def write_part(store_uri: str, path: str, groups: Iterable[pa.Table], schema: pa.Schema) -> Part:
     """Writes one part, each table as a row group of its own, an empty one too.
 
-    A row group at a time is in memory; the part is made on this machine's disk and then copied.
+    Raises:
+        DistrlError: As `write_parts`.
+    """
+    (part,) = write_parts(store_uri, {path: schema}, map(lambda table: (table,), groups))
+    return part
+
+
+def write_parts(
+    store_uri: str, schemas: Mapping[str, pa.Schema], groups: Iterable[Sequence[pa.Table]]
+) -> list[Part]:
+    """Writes parts side by side, a row group of each at a time, an empty one too.
+
+    Parts are made on this machine's disk, and copied when all are whole. Memory grows with the
+    largest row group and not with a part: one is in it as it was given, and once more, encoded and
+    compressed; what `groups` holds while it makes the next comes on top.
+
+    Args:
+        store_uri: The store.
+        schemas: Of each part, by its path.
+        groups: For each row group a table a part, in the order of `schemas`.
 
     Raises:
         ConfigError: If a row group has more numbers in its vectors than can be read back.
         StorageError: If the place is forbidden, full or unreachable.
     """
-    rows = 0
-    with tempfile.NamedTemporaryFile(prefix="distrl-part-", suffix=".parquet") as local:
-        with pq.ParquetWriter(local.name, schema, compression="zstd") as writer:
-            for table in groups:
-                _check_vectors(path, table)
-                writer.write_table(table.cast(schema), row_group_size=max(table.num_rows, 1))
-                rows += table.num_rows
-        digest, size = storage.digest(local.file)
-        storage.write_file(storage.join(store_uri, path), local.name)
+    with ExitStack() as kept:
+        files = {
+            path: kept.enter_context(
+                tempfile.NamedTemporaryFile(prefix="distrl-part-", suffix=".parquet")
+            )
+            for path in schemas
+        }
+        with ExitStack() as written:
+            writers = {
+                path: written.enter_context(
+                    pq.ParquetWriter(files[path].name, schema, compression="zstd")
+                )
+                for path, schema in schemas.items()
+            }
+            for tables in groups:
+                _write_groups(writers, tables)
+                # Otherwise they stay until the next row groups are made.
+                del tables
+        return [_stored(store_uri, path, file) for path, file in files.items()]
+
+
+def _write_groups(writers: Mapping[str, pq.ParquetWriter], tables: Sequence[pa.Table]) -> None:
+    for (path, writer), table in zip(writers.items(), tables, strict=True):
+        _check_vectors(path, table)
+        writer.write_table(table.cast(writer.schema), row_group_size=max(table.num_rows, 1))
+
+
+def _stored(store_uri: str, path: str, file: Any) -> Part:  # noqa: ANN401
+    rows = pq.read_metadata(file.name).num_rows
+    digest, size = storage.digest(file.file)
+    storage.write_file(storage.join(store_uri, path), file.name)
     return Part(path=path, rows=rows, bytes=size, sha256=digest)
 
 

@@ -165,8 +165,10 @@ class EmbedConfig(Config):
     items_per_part: PositiveInt = 4096
     """Items of one file. A finished file is what a killed job keeps."""
     max_part_mb: PositiveInt = 4096
-    """Most vectors of one file, in MB. A file has the windows of one sequence shard. It is written
-    a row group at a time; jobs/retrieve.py holds it whole, at half its size."""
+    """Most vectors of one file, in MB. A file has the windows of one sequence shard. An actor holds
+    a row group of it, and of texts that it embeds the vectors of all that differ. A task of
+    jobs/retrieve.py holds all of it at half its size, twice while it hands that on to Ray, and
+    three times where it leaves held-out windows out."""
 
     @property
     def source(self) -> Source:

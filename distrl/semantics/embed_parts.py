@@ -247,7 +247,7 @@ class EmbedActor:
                 f"shard {shard.path} has {most:,} windows, {megabytes:,.0f} MB of vectors, above "
                 f"max_part_mb={config.max_part_mb}: take windows.which=last, prepare the store "
                 "with a smaller shard_mb, or raise max_part_mb if tasks of jobs/retrieve.py, which "
-                "hold half of it, have the memory"
+                "hold about as much of it, have the memory"
             )
 
 

@@ -94,7 +94,7 @@ def read_windows(
         )
     vectors = _vectors(store_uri, part, file, table.dimension)
     is_held_out = windows.length >= histories.lengths[windows.row] - NUM_HELD_OUT
-    if not held_out:
+    if not held_out and is_held_out.any():
         kept = ~is_held_out
         windows = Windows(windows.row[kept], windows.length[kept])
         vectors, is_held_out = vectors[kept], is_held_out[kept]

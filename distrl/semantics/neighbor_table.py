@@ -1,17 +1,14 @@
 """Rows of a table of neighbors; `distrl.data.side_tables` says what is in its columns."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float16, Int32, Int64
+from jaxtyping import Float16, Int64
 
-from distrl.semantics.embedded import WindowShard
-from distrl.semantics.nearest import Pool
-
-Load = Callable[[int], tuple[Pool, WindowShard]]
-"""Gives the vectors and the windows of a shard."""
+from distrl.semantics.gathered import Load, gather
 
 
 class Counts(NamedTuple):
@@ -43,16 +40,6 @@ class Group(NamedTuple):
     windows: pa.Table
     pool: pa.Table
     counts: Counts
-
-
-class Taken(NamedTuple):
-    """Windows of any shards, by their numbers."""
-
-    users: Int64[np.ndarray, " taken"]
-    lengths: Int32[np.ndarray, " taken"]
-    held_out: Bool[np.ndarray, " taken"]
-    vectors: Float16[np.ndarray, "taken D"]
-    items: pa.Array
 
 
 def items_schema() -> pa.Schema:
@@ -95,24 +82,34 @@ def items_table(
 
 
 def groups(
-    shard: int, starts: Sequence[int], numbers: Int64[np.ndarray, "windows K"], load: Load
+    shard: int,
+    starts: Sequence[int],
+    numbers: Int64[np.ndarray, "windows K"],
+    load: Load,
+    folder: Path,
 ) -> Iterator[Group]:
     """What is written of a shard, a row group of the sequences at a time.
+
+    In memory are the shard and one other, as `load` gives them, and one row group with all of its
+    pool. The neighbors of all row groups are gathered on disk, in one pass over the shards.
 
     Args:
         shard: Its number.
         starts: Number of the first window of each shard.
         numbers: Neighbors of each window of this one, -1 for none.
         load: Gives shards.
+        folder: An empty one on this machine, until the last group is made.
     """
     pool, own = load(shard)
+    dimension = pool.vectors.shape[1]
+    gathered = gather(np.unique(numbers[numbers >= 0]), starts, dimension, load, folder)
     for low, high in zip(own.group_starts[:-1], own.group_starts[1:], strict=True):
         rows = np.arange(low, high)
         rows = rows[~own.held_out[rows]]
         found = numbers[rows] >= 0
         counts = found.sum(axis=1)
         pooled, places = np.unique(numbers[rows][found], return_inverse=True)
-        taken = take(pooled, starts, load)
+        taken = gathered.take(pooled)
         of_window = np.repeat(rows, counts)
         yield Group(
             pa.table(
@@ -122,17 +119,17 @@ def groups(
                     _vectors(pool.vectors[rows]),
                     _lists(places, counts),
                 ],
-                schema=windows_schema(pool.vectors.shape[1]),
+                schema=windows_schema(dimension),
             ),
             pa.table(
                 [
                     pa.array(pooled),
                     pa.array(taken.users),
                     pa.array(taken.lengths),
-                    taken.items,
+                    _lists(taken.items, taken.shown),
                     _vectors(taken.vectors),
                 ],
-                schema=pool_schema(pool.vectors.shape[1]),
+                schema=pool_schema(dimension),
             ),
             Counts(
                 short=int((counts < numbers.shape[1]).sum()),
@@ -142,36 +139,6 @@ def groups(
                 held_out=int(taken.held_out[places].sum()),
             ),
         )
-
-
-def take(numbers: Int64[np.ndarray, " taken"], starts: Sequence[int], load: Load) -> Taken:
-    """Windows of ascending numbers, wherever they are; a shard in memory at a time."""
-    shards = np.searchsorted(np.asarray(starts), numbers, side="right") - 1
-    pieces = []
-    for shard in np.unique(shards).tolist() or [0]:
-        rows = numbers[shards == shard] - starts[shard]
-        pool, windows = load(shard)
-        begins, ends = windows.offsets[rows], windows.offsets[rows + 1]
-        counts = ends - begins
-        before = np.cumsum(counts) - counts
-        places = np.arange(counts.sum()) + np.repeat(begins - before, counts)
-        pieces.append(
-            (
-                windows.users[rows],
-                windows.lengths[rows],
-                windows.held_out[rows],
-                pool.vectors[rows],
-                _lists(windows.items[places], counts),
-            )
-        )
-    users, lengths, held_out, vectors, items = zip(*pieces, strict=True)
-    return Taken(
-        np.concatenate(users),
-        np.concatenate(lengths),
-        np.concatenate(held_out),
-        np.concatenate(vectors),
-        pa.concat_arrays(items),
-    )
 
 
 def _lists(values: np.ndarray, counts: Int64[np.ndarray, " rows"]) -> pa.Array:

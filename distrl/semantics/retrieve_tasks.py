@@ -6,21 +6,23 @@ Each is told its compute threads, which a worker's libraries would otherwise tak
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import ray
 from jaxtyping import Int64
 from ray import ObjectRef
 from threadpoolctl import threadpool_limits
 
-from distrl.data.side_tables import Part, SideManifest, part_path, write_part
+from distrl.data.side_tables import Part, SideManifest, part_path, write_part, write_parts
 from distrl.schema import Shard
 from distrl.semantics.embedded import WindowShard, read_items, read_windows
 from distrl.semantics.nearest import Best, Pool, Queries, among, nearest, recall
 from distrl.semantics.neighbor_table import (
     Counts,
-    Group,
     groups,
     items_schema,
     items_table,
@@ -216,29 +218,27 @@ def write_windows(
     shard: int,
     found: Sequence[ObjectRef],
 ) -> tuple[Written, None]:
-    """Both parts of a shard."""
+    """Both parts of a shard, a row group of each at a time."""
 
     def load(number: int) -> tuple[Pool, WindowShard]:
         pool, content = ray.get([vectors.pools[number], windows[number]])
         return pool, content
 
     numbers = np.concatenate([np.zeros((0, config.num_neighbors), np.int64), *ray.get(list(found))])
-    made: list[Group] = list(groups(shard, vectors.starts, numbers, load))
-    parts = [
-        write_part(
-            config.store_uri,
-            part_path("neighbors", config.table, "windows", shard),
-            (group.windows for group in made),
-            windows_schema(dimension),
-        ),
-        write_part(
-            config.store_uri,
-            part_path("neighbors", config.table, "pool", shard),
-            (group.pool for group in made),
-            pool_schema(dimension),
-        ),
-    ]
-    return Written(parts[0], parts[1], total([group.counts for group in made])), None
+    counts: list[Counts] = []
+
+    def tables(folder: Path) -> Iterator[tuple[pa.Table, pa.Table]]:
+        for group in groups(shard, vectors.starts, numbers, load, folder):
+            counts.append(group.counts)
+            yield group.windows, group.pool
+
+    schemas = {
+        part_path("neighbors", config.table, "windows", shard): windows_schema(dimension),
+        part_path("neighbors", config.table, "pool", shard): pool_schema(dimension),
+    }
+    with TemporaryDirectory(prefix="distrl-neighbors-") as folder:
+        of_windows, of_pool = write_parts(config.store_uri, schemas, tables(Path(folder)))
+    return Written(of_windows, of_pool, total(counts)), None
 
 
 def _search(queries: Queries, vectors: Vectors, config: RetrieveConfig) -> tuple[Best, int]:

@@ -1,5 +1,7 @@
 """Tables beside a store: written part by part, whole or absent."""
 
+import weakref
+
 import pyarrow as pa
 import pytest
 
@@ -12,6 +14,7 @@ from distrl.data.side_tables import (
     read_part,
     write_manifest,
     write_part,
+    write_parts,
 )
 from distrl.errors import ConfigError, SchemaError, StorageError
 
@@ -48,6 +51,23 @@ def test_each_table_is_a_row_group_an_empty_one_too(table):
     assert file.read_row_group(2).to_pydict() == {"item_id": [3], "vector": [[3.0, -3.0]]}
     assert made.items[0].bytes == (folder / PATH).stat().st_size
     assert [path.name for path in (folder / PATH).parent.iterdir()] == ["part-00000.parquet"]
+
+
+def test_parts_are_written_side_by_side_and_no_row_group_stays_in_memory(tmp_path):
+    given = []
+
+    def groups():
+        for number in range(4):
+            assert [table() for pair in given for table in pair] == [None, None] * number
+            pair = [group(number), group(number, number)]
+            given.append([weakref.ref(table) for table in pair])
+            yield [pair.pop(0), pair.pop(0)]
+
+    other = part_path("embeddings", "near", "items", 1)
+    parts = write_parts(str(tmp_path), {PATH: SCHEMA, other: SCHEMA}, groups())
+    assert [(part.path, part.rows) for part in parts] == [(PATH, 4), (other, 8)]
+    read = [read_part(str(tmp_path), part).read_row_group(3) for part in parts]
+    assert [table.column("item_id").to_pylist() for table in read] == [[3], [3, 3]]
 
 
 def test_what_changed_on_disk_is_named(table):
