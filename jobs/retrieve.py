@@ -93,8 +93,9 @@ def searched(table: SideManifest, what: str) -> str:
     if f"{what}_recall" not in facts:
         return said
     count = facts[f"{what}_indexes"]
+    probed = f", {facts[f'{what}_num_probes']} probes" if f"{what}_num_probes" in facts else ""
     return (
-        f"{said}, {'index' if count == 1 else f'{count} indexes'} of "
+        f"{said}{probed}, {'index' if count == 1 else f'{count} indexes'} of "
         f"{facts[f'{what}_index_mb']} MB in {facts[f'{what}_index_s']} s, recall "
         f"{facts[f'{what}_recall']} on {facts[f'{what}_recall_queries']:,} queries, "
         f"{facts[f'{what}_searched_again']:,} searched again exactly"

@@ -26,6 +26,9 @@ from distrl.schema import Manifest
 from distrl.semantics.retrieve_config import RetrieveConfig
 from distrl.semantics.retrieve_stages import Retrieval, resolved
 
+_ROUNDED = 5e-5
+"""A recall in a table's facts is that much off, at most."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -127,6 +130,13 @@ def _finished(
             raise ConfigError(
                 f"{config.store_uri} already has neighbors/{config.table} made with {name}={was}, "
                 f"not {asked}: --overwrite replaces it, name=... makes another"
+            )
+    for what in ("items", "windows"):
+        recall = float(there.facts.get(f"{what}_recall", 1.0))
+        if recall + _ROUNDED < config.min_recall:
+            raise ConfigError(
+                f"{config.store_uri} already has neighbors/{config.table} with {recall} of the "
+                f"nearest {what}, below min_recall={config.min_recall}: --overwrite replaces it"
             )
     check_part_sizes(config.store_uri, config.table, there)
     return there

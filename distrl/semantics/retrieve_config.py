@@ -35,7 +35,8 @@ class RetrieveConfig(Config):
     num_lists: PositiveInt | None = None
     """Cells of an ivf index; None: twice the square root of the number of its vectors."""
     num_probes: PositiveInt | None = None
-    """Cells of an ivf index that a search looks into; None: a 32nd of them, and 16 at least."""
+    """Cells of an ivf index that a search looks into; None: a 32nd of them, and 16 at least, but
+    twice and twice again as many until `min_recall` is met."""
     num_links: Annotated[int, Ge(2)] = 32
     """Links of a vector in an hnsw index."""
     ef_construction: PositiveInt = 80
@@ -53,7 +54,8 @@ class RetrieveConfig(Config):
     recall_sample: PositiveInt = 1000
     """Queries whose neighbors are also found exactly, to measure the recall of an index."""
     min_recall: Annotated[NonNegativeFloat, Le(1)] = 0.9
-    """Recall of an index below which the job stops before the search."""
+    """Recall of an index below which the job stops before the search, if more probes of an ivf
+    index do not mend it."""
     num_cpus: PositiveInt | None = None
     """CPUs in use at a time; None: as many as the cluster has."""
     cpus_per_task: PositiveInt = 1
@@ -80,6 +82,13 @@ class RetrieveConfig(Config):
             probes = max(16, lists // 32)
         chosen = {"index": method, "num_lists": lists, "num_probes": probes}
         return self.model_copy(update=chosen)
+
+    def wider(self) -> "RetrieveConfig | None":
+        """With twice the probes, once it is resolved; None where all cells are probed already."""
+        lists, probes = self.num_lists or 1, self.num_probes or 1
+        if self.index != "ivf" or probes >= lists:
+            return None
+        return self.model_copy(update={"num_probes": min(2 * probes, lists)})
 
     @property
     def knobs(self) -> dict[str, str | int]:

@@ -183,7 +183,11 @@ class Retrieval:
         return [references[0] for _, references in found]
 
     def _check_recall(self, vectors: Vectors) -> None:
-        """Measures the recall of an index, and raises ConfigError where it is too low."""
+        """Measures the recall of an index, with more probes where these are left to distrl.
+
+        Raises:
+            ConfigError: If it stays too low.
+        """
         what, config = vectors.what, self._resolved[vectors.what]
         sample = self._sample(vectors, config.recall_sample)
         launches = [
@@ -192,18 +196,23 @@ class Retrieval:
         ]
         exact = self._run(f"exact {what} sample", launches, int)
         pieces = [references[0] for _, references in exact]
-        measure = self._task(measure_recall, config, vectors, sample, pieces)
-        (((count, found), _),) = self._run(f"recall of {what} index", [measure], lambda s: s[0])
+        while True:
+            measure = self._task(measure_recall, config, vectors, sample, pieces)
+            (((count, found), _),) = self._run(f"recall of {what} index", [measure], _first)
+            wider = config.wider() if self._config.num_probes is None else None
+            if found >= config.min_recall or wider is None:
+                break
+            self._say(
+                f"{found:.3f} of the nearest {what} are found with num_probes={config.num_probes}, "
+                f"min_recall is {config.min_recall}: {wider.num_probes} are tried"
+            )
+            self._resolved[what] = config = wider
         self._facts[f"{what}_recall_queries"] = count
         self._facts[f"{what}_recall"] = round(found, 4)
+        if config.index == "ivf":
+            self._facts[f"{what}_num_probes"] = config.num_probes or 0
         if found < config.min_recall:
-            knobs = {"ivf": ("num_probes", "num_lists"), "hnsw": ("ef_search", "num_links")}
-            raised, other = knobs[config.index]
-            raise ConfigError(
-                f"the {config.index} index finds {found:.3f} of the {config.num_neighbors} nearest "
-                f"{what} of {count} queries, min_recall is {config.min_recall}: raise {raised}="
-                f"{getattr(config, raised)} ({other}={getattr(config, other)}), or take index=exact"
-            )
+            raise _too_low(what, config, found, count)
 
     def _search(self, vectors: Vectors) -> list[list[ObjectRef]]:
         """For each piece, references to the neighbors of its vectors, in order."""
@@ -264,9 +273,26 @@ class Retrieval:
         return written
 
 
+def _too_low(what: str, config: RetrieveConfig, found: float, count: int) -> ConfigError:
+    advice = f"raise ef_search={config.ef_search} (num_links={config.num_links}), or"
+    if config.index == "ivf":
+        lists, probes = config.num_lists or 1, config.num_probes or 1
+        all_of_them = f"num_probes={probes} is all of num_lists={lists}:"
+        some = f"raise num_probes={probes} (num_lists={lists}) or leave it out, or"
+        advice = all_of_them if probes >= lists else some
+    return ConfigError(
+        f"the {config.index} index finds {found:.3f} of the {config.num_neighbors} nearest {what} "
+        f"of {count} queries, min_recall is {config.min_recall}: {advice} take index=exact"
+    )
+
+
 def _size(loaded: Loaded) -> int:
     return loaded.size
 
 
 def _none(summary: object) -> int:
     return 0
+
+
+def _first(measured: tuple[int, float]) -> int:
+    return measured[0]

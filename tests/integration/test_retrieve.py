@@ -277,6 +277,21 @@ def test_too_low_a_recall_is_an_error_that_names_the_knob_and_leaves_no_table(se
     assert find_table(store, "neighbors", "e") is None
 
 
+def test_probes_that_nobody_chose_are_doubled_until_the_recall_is_met(sequences, tmp_path):
+    store, vectors = made(tmp_path / "store", sequences)
+    config = RetrieveConfig(
+        store_uri=store, embeddings="e", index="ivf", num_lists=40, num_neighbors=5, min_recall=1
+    )
+    lines = []
+    table = retrieve(config, say=lines.append)
+    check_windows(store, vectors, "every", 5, same_user=False, held_out=False)
+    probes = table.facts["windows_num_probes"]
+    assert probes in (32, 40)
+    assert any("num_probes=16, min_recall is 1.0: 32 are tried" in line for line in lines)
+    assert table.facts["windows_recall"] == 1
+    assert f", {probes} probes, index of " in summary(config, table, 1.0)
+
+
 def test_tasks_and_blocks_do_not_change_a_byte(sequences, tmp_path):
     store, _ = made(tmp_path / "store", sequences)
     few = run(store, name="few", block_mb=64, num_cpus=1)

@@ -6,7 +6,7 @@ import pytest
 from distrl.config import load_config
 from distrl.data.side_tables import find_table, write_manifest
 from distrl.errors import ConfigError, SchemaError
-from distrl.semantics.retrieve import retrieve
+from distrl.semantics.retrieve import _made_with, retrieve
 from distrl.semantics.retrieve_config import RetrieveConfig
 from tests.embeddings_factory import make_embeddings
 from tests.store_factory import make_store
@@ -54,6 +54,35 @@ def test_auto_is_exact_up_to_a_number_of_vectors():
     assert config.model_copy(update={"num_probes": 3}).resolved(1_000_000).num_probes == 3
     hnsw = RetrieveConfig(store_uri="s", embeddings="e", index="hnsw", num_links=8)
     assert hnsw.resolved(5).knobs["num_links"] == 8
+
+
+def test_probes_are_doubled_up_to_all_cells():
+    config = RetrieveConfig(store_uri="s", embeddings="e", index="ivf", num_lists=40)
+    probes, wider = [], config.resolved(400)
+    while wider is not None:
+        probes.append(wider.num_probes)
+        wider = wider.wider()
+    assert probes == [16, 32, 40]
+    for index in ("hnsw", "exact"):
+        assert config.model_copy(update={"index": index}).resolved(400).wider() is None
+
+
+def test_a_table_of_too_low_a_recall_is_not_what_is_asked_for(store):
+    config = RetrieveConfig(store_uri=store, embeddings="e", index="ivf", min_recall=0.8)
+    embeddings = find_table(store, "embeddings", "e")
+    there = embeddings.model_copy(
+        update={
+            "kind": "neighbors",
+            "made_with": _made_with(config, embeddings),
+            "facts": {"items_recall": 1.0, "windows_recall": 0.85},
+            "items": (),
+            "window_parts": (),
+        }
+    )
+    write_manifest(store, "e", there)
+    assert retrieve(config, connect=lambda: pytest.fail("it is made")) == there
+    said = refused(store, index="ivf", min_recall=0.9)
+    assert "with 0.85 of the nearest windows, below min_recall=0.9: --overwrite" in said
 
 
 @pytest.mark.parametrize(
