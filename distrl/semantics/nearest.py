@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float16, Float32, Float64, Int64
 
 _GRID = 2.0**24
 _PAIRS_AT_ONCE = 1 << 15
+_ADDED_AT_ONCE = 1 << 20
 _LOWEST = -2.0
 """Below every similarity, above what no neighbor can be."""
 
@@ -190,21 +191,47 @@ def among(
     pools: Iterable[tuple[int, Pool]],
     num_neighbors: int,
 ) -> Best:
-    """The nearest of some candidates of each query: numbers of vectors, or -1 for none."""
+    """The nearest of some candidates of each query: numbers of vectors, or -1 for none.
+
+    Some 60 bytes are held for each candidate, and the vectors of few of them at a time.
+
+    Args:
+        queries: Whose neighbors are sought.
+        candidates: Of each.
+        pools: The vectors in pieces, each with the number of its first; gone through once.
+        num_neighbors: K.
+    """
     best = Best(len(queries.groups), num_neighbors)
     rows, places = np.nonzero(candidates >= 0)
     numbers = candidates[rows, places]
     order = np.argsort(numbers, kind="stable")
     rows, numbers = rows[order], numbers[order]
+    scores = np.full(len(rows), -np.inf)
     for first, pool in pools:
-        low, high = np.searchsorted(numbers, [first, first + len(pool.groups)])
-        met, columns = np.unique(numbers[low:high] - first, return_inverse=True)
-        here = rows[low:high]
-        kept = queries.groups[here] != pool.groups[met[columns]]
-        directions = directions_of(pool.vectors[met])
-        scores = pair_scores(queries.directions, here[kept], directions, columns[kept])
-        best.add(here[kept], scores, numbers[low:high][kept])
+        low, high = np.searchsorted(numbers, [first, first + len(pool.groups)]).tolist()
+        for start in range(low, high, _PAIRS_AT_ONCE):
+            here = slice(start, min(start + _PAIRS_AT_ONCE, high))
+            scores[here] = _scores_within(queries, rows[here], pool, numbers[here] - first)
+    for start in range(0, len(rows), _ADDED_AT_ONCE):
+        here = slice(start, start + _ADDED_AT_ONCE)
+        known = np.isfinite(scores[here])
+        best.add(rows[here][known], scores[here][known], numbers[here][known])
     return best
+
+
+def _scores_within(
+    queries: Queries,
+    rows: Int64[np.ndarray, " pairs"],
+    pool: Pool,
+    columns: Int64[np.ndarray, " pairs"],
+) -> Float64[np.ndarray, " pairs"]:
+    """Cosines of pairs of a query and a row of a piece; -inf where they are of the same group."""
+    met, places = np.unique(columns, return_inverse=True)
+    kept = queries.groups[rows] != pool.groups[columns]
+    scores = np.full(len(rows), -np.inf)
+    directions = directions_of(pool.vectors[met])
+    scores[kept] = pair_scores(queries.directions, rows[kept], directions, places[kept])
+    return scores
 
 
 def recall(found: Best, exact: Best) -> float:

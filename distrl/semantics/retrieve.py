@@ -3,9 +3,10 @@
     embeddings -> [load] -> [index, recall] -> [search, some rows a task] -> [write] -> manifest
 
 Vectors lie in Ray's object store as float16, one copy a node, and indexes do too; the driver holds
-references and counts. One index must fit into the memory of a node, and there are as many as
-`vectors_per_index` asks for; exact search needs no more than a part at a time, and spills. What a
-task finds is kept beside the table until that is whole (`distrl.semantics.searched`).
+references and counts. Every task goes through all vectors and all indexes, a part or an index at a
+time: one of these must fit into the object store of a node, and all of them should. What does not
+fit is spilled and read again by every task. There are as many indexes as `vectors_per_index` asks
+for. What a task finds is kept beside the table until that is whole (`distrl.semantics.searched`).
 
 Source: SRA-CL (arXiv 2503.04162), 4.1 and its code. Here an item or a window never neighbors
 itself, and item 0 nothing (the code trusts that rank 0 is the same row); windows of the same user

@@ -44,9 +44,12 @@ class RetrieveConfig(Config):
     ef_search: PositiveInt = 64
     """Candidates that are held while an hnsw index is searched."""
     vectors_per_index: PositiveInt = 20_000_000
-    """Most vectors of an index, which must fit into the memory of a node: two bytes for each number
-    of a vector, and more for hnsw's links. More vectors get several indexes, each of whole parts of
-    the table and built by a task of its own, and every query asks all of them."""
+    """Most vectors of an index: two bytes for each number of a vector, and more for hnsw's links.
+    More vectors get several indexes, each of whole parts of the table and built by a task of its
+    own, which holds it in memory and once more as a file. Every query asks all of them, one after
+    another: the object store of a node must hold one index, or one part of the vectors, at a time.
+    It searches at full speed if it holds all indexes and all vectors, four bytes a number together;
+    what it does not hold is spilled, and read again by every task."""
     most_more: PositiveInt = 64
     """An index is asked for twice the neighbors and for as many more as there are windows of the
     same user. Users with more windows than this are searched for one by one instead, without
@@ -61,8 +64,9 @@ class RetrieveConfig(Config):
     cpus_per_task: PositiveInt = 1
     """CPUs, and compute threads, of each task; the building of an index is one."""
     queries_per_task: PositiveInt = 32_768
-    """Windows whose neighbors a task finds. Exact search reads all vectors once a task, so fewer
-    cost time and more cost memory: four bytes for each number of their vectors."""
+    """Windows whose neighbors a task finds. A task goes through all vectors once, so fewer cost
+    time and more cost memory: four bytes for each number of their vectors, and with an index some
+    60 for each candidate, of which there are twice num_neighbors and up to twice most_more."""
     block_mb: PositiveInt = 64
     """Similarities that a task holds at a time, in MB; it needs some three times this."""
 

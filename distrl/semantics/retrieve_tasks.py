@@ -33,7 +33,6 @@ from distrl.semantics.neighbor_table import (
 from distrl.semantics.retrieve_config import RetrieveConfig
 from distrl.semantics.searched import Searched, keep_search, kept_search
 
-_QUERIES_AT_ONCE = 4096
 _MB = 1 << 20
 
 
@@ -250,11 +249,9 @@ def _search(queries: Queries, vectors: Vectors, config: RetrieveConfig) -> tuple
 
     best = Best(len(queries.groups), config.num_neighbors)
     for content, pieces in vectors.indexes:
-        index = ann.from_bytes(ray.get(content))
-        for low in range(0, len(queries.groups), _QUERIES_AT_ONCE):
-            some = queries.take(slice(low, low + _QUERIES_AT_ONCE))
-            met = ann.candidates(index, some, config)
-            best.merge(among(some, met, vectors.pieces(pieces), config.num_neighbors), low)
+        # The index is let go before the vectors come: a node need not hold both at once.
+        met = ann.candidates(ann.from_bytes(ray.get(content)), queries, config)
+        best.merge(among(queries, met, vectors.pieces(pieces), config.num_neighbors))
     short = np.flatnonzero(np.isneginf(best.least))
     if len(short):
         again = nearest(queries.take(short), vectors.pieces(), config.num_neighbors, block)

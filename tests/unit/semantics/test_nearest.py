@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from distrl.semantics import nearest as module
 from distrl.semantics.nearest import Best, Pool, Queries, among, directions_of, nearest, recall
 
 BLOCK = 1 << 20
@@ -128,3 +129,26 @@ def test_recall_counts_any_of_several_equals_as_found():
     short = best_of([[0.9, -np.inf], [-np.inf, -np.inf]], [[1, -1], [-1, -1]])
     assert recall(short, exact) == 0.25
     assert recall(exact, short) == 1
+
+
+def test_candidates_are_compared_in_blocks_that_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    pool = pool_of(rng.standard_normal((60, 5)), np.repeat(np.arange(20), 3))
+    queries = Queries.of(pool, 0, np.arange(60))
+    candidates = np.stack([rng.permutation(60)[:25] for _ in range(60)])
+    candidates[::4, 20:] = -1
+    pieces = [(0, Pool(*(part[:33] for part in pool))), (33, Pool(*(part[33:] for part in pool)))]
+    whole = among(queries, candidates, pieces, 4)
+    sizes = []
+
+    def counted(vectors):
+        sizes.append(len(vectors))
+        return directions_of(vectors)
+
+    monkeypatch.setattr(module, "_PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr(module, "_ADDED_AT_ONCE", 100)
+    monkeypatch.setattr(module, "directions_of", counted)
+    blocks = among(queries, candidates, pieces, 4)
+    assert (blocks.numbers == whole.numbers).all()
+    assert (blocks.scores == whole.scores).all()
+    assert max(sizes) <= 7
