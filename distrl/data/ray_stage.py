@@ -1,7 +1,9 @@
 """Tasks run on Ray a bounded number at a time, with progress and errors that say what is wrong."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import ray
@@ -111,6 +113,29 @@ def run_tasks(
             ray.cancel(summary, force=False)
         raise
     return [finished[index] for index in sorted(finished)]
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """The tasks of a job that are all of one size."""
+
+    num_cpus: float
+    """Of each."""
+    limit: int
+    """Most at a time."""
+    say: Callable[[str], None]
+    """Told of progress, a line at a time."""
+
+    def of(self, task: Any, *given: object) -> Launch:  # noqa: ANN401
+        """Starts a task when called."""
+        return partial(task.options(num_cpus=self.num_cpus).remote, *given)
+
+    def run(
+        self, name: str, launches: Sequence[Launch], rows_of: Callable[[Any], int]
+    ) -> list[tuple[Any, list[ObjectRef]]]:
+        """A stage of that name; as `run_tasks`."""
+        with Stage(name, len(launches), self.say) as stage:
+            return run_tasks(launches, self.limit, stage, rows_of)
 
 
 def run_generators(

@@ -25,10 +25,8 @@ from distrl.data.store import check_sizes, manifest_hash, read_manifest
 from distrl.errors import ConfigError, SchemaError
 from distrl.schema import Manifest
 from distrl.semantics.retrieve_config import RetrieveConfig
+from distrl.semantics.retrieve_index import ROUNDED
 from distrl.semantics.retrieve_stages import Retrieval, resolved
-
-_ROUNDED = 5e-5
-"""A recall in a table's facts is that much off, at most."""
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +132,7 @@ def _finished(
             )
     for what in ("items", "windows"):
         recall = float(there.facts.get(f"{what}_recall", 1.0))
-        if recall + _ROUNDED < config.min_recall:
+        if recall + ROUNDED < config.min_recall:
             raise ConfigError(
                 f"{config.store_uri} already has neighbors/{config.table} with {recall} of the "
                 f"nearest {what}, below min_recall={config.min_recall}: --overwrite replaces it"

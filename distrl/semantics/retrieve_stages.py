@@ -1,8 +1,7 @@
 """The stages of a retrieval in their order; `distrl.semantics.retrieve` says what it makes."""
 
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -11,7 +10,7 @@ from ray import ObjectRef
 
 from distrl import storage
 from distrl.cluster import check_room, live_nodes, room_for
-from distrl.data.ray_stage import Stage, run_tasks
+from distrl.data.ray_stage import Tasks
 from distrl.data.side_tables import (
     Part,
     SideManifest,
@@ -20,28 +19,27 @@ from distrl.data.side_tables import (
     write_manifest,
 )
 from distrl.data.store import manifest_hash, one_place_for_all
-from distrl.errors import ConfigError
 from distrl.schema import Manifest
 from distrl.semantics.neighbor_table import total
 from distrl.semantics.retrieve_config import RetrieveConfig
+from distrl.semantics.retrieve_index import ROUNDED, indexed
 from distrl.semantics.retrieve_tasks import (
     Loaded,
-    PartIndex,
     Vectors,
     Written,
-    build_index,
     load_items,
     load_windows,
-    measure_recall,
-    nearest_in_piece,
-    sampled,
     search,
     write_items,
     write_windows,
 )
-from distrl.semantics.searched import found_folder, found_key
-
-Facts = dict[str, float | int | str]
+from distrl.semantics.searched import (
+    Facts,
+    found_folder,
+    found_key,
+    keep_facts,
+    kept_facts,
+)
 
 
 def resolved(config: RetrieveConfig, table: SideManifest) -> dict[str, RetrieveConfig]:
@@ -66,9 +64,10 @@ class Retrieval:
         self._made_with, self._say = made_with, say
         each, nodes = {"CPU": float(config.cpus_per_task)}, live_nodes()
         check_room("tasks", each, 1, nodes, keys="cpus_per_task")
-        self._limit = room_for(each, nodes)
+        limit = room_for(each, nodes)
         if config.num_cpus is not None:
-            self._limit = max(1, config.num_cpus // config.cpus_per_task)
+            limit = max(1, config.num_cpus // config.cpus_per_task)
+        self._tasks = Tasks(config.cpus_per_task, limit, say)
         self._facts: Facts = {}
 
     def run(self) -> SideManifest:
@@ -107,34 +106,24 @@ class Retrieval:
         storage.delete(found_folder(config.store_uri, config.table))
         return made
 
-    def _run(
-        self, name: str, launches: Sequence[Callable[[], Any]], rows_of: Callable[[Any], int]
-    ) -> list[tuple[Any, list[ObjectRef]]]:
-        with Stage(name, len(launches), self._say) as stage:
-            return run_tasks(launches, self._limit, stage, rows_of)
-
-    def _task(self, task: Any, *given: object) -> Callable[[], Any]:  # noqa: ANN401
-        """Starts a task of this run's size when called."""
-        return partial(task.options(num_cpus=self._config.cpus_per_task).remote, *given)
-
     def _load_items(self) -> Vectors:
         config, table = self._config, self._table
         ends = list(accumulate(part.rows for part in table.items))
         launches = [
-            self._task(load_items, config.store_uri, table, part, end - part.rows + 1)
+            self._tasks.of(load_items, config.store_uri, table, part, end - part.rows + 1)
             for part, end in zip(table.items, ends, strict=True)
         ]
-        return self._vectors("items", self._run("load items", launches, _size))
+        return self._vectors("items", self._tasks.run("load items", launches, _size))
 
     def _load_windows(self) -> tuple[Vectors, list[ObjectRef]]:
         """The vectors of all shards, and references to what else there is of their windows."""
         config, table, shards = self._config, self._table, self._manifest.sequences
         ends = list(accumulate(shard.rows for shard in shards))
         launches = [
-            self._task(load_windows, config, table, number, shard, end - shard.rows)
+            self._tasks.of(load_windows, config, table, number, shard, end - shard.rows)
             for number, (shard, end) in enumerate(zip(shards, ends, strict=True))
         ]
-        loaded = self._run("load windows", launches, _size)
+        loaded = self._tasks.run("load windows", launches, _size)
         return self._vectors("windows", loaded), [references[1] for _, references in loaded]
 
     def _vectors(self, what: str, loaded: list[tuple[Loaded, list[ObjectRef]]]) -> Vectors:
@@ -147,7 +136,7 @@ class Retrieval:
         return Vectors(what, tuple(starts), tuple(sizes), pools)
 
     def _indexed(self, vectors: Vectors) -> Vectors:
-        """The vectors with an index whose recall is high enough, unless search is exact.
+        """The vectors with an index whose recall is high enough, unless none is needed.
 
         Raises:
             ConfigError: If the recall is too low.
@@ -156,76 +145,47 @@ class Retrieval:
         self._facts[f"{what}_index"] = config.index
         if config.index == "exact" or self._facts[f"{what}_sought"] == 0:
             return vectors
-        from distrl.semantics.ann import sample_size  # FAISS takes a second to load
-
-        start = time.monotonic()
-        trained_on = self._sample(vectors, sample_size(config))
-        cut = vectors.cut(config.vectors_per_index)
-        builds = [self._task(build_index, config, vectors, some, trained_on) for some in cut]
-        built = self._run(f"build {what} index", builds, _none)
-        self._facts[f"{what}_indexes"] = len(built)
-        self._facts[f"{what}_index_mb"] = round(sum(size for size, _ in built) / 1e6, 1)
-        self._facts[f"{what}_index_s"] = round(time.monotonic() - start, 1)
-        indexes = [content for _, (content,) in built]
-        vectors = vectors.with_indexes(list(map(PartIndex, indexes, cut)))
-        self._check_recall(vectors)
+        taken_over = self._found_before(vectors)
+        if taken_over is None:
+            vectors, config, facts = indexed(
+                vectors, config, self._tasks, widen=self._config.num_probes is None
+            )
+            keep_facts(self._kept_facts(what), facts)
+        else:
+            config, facts = taken_over
+        self._resolved[what] = config
+        self._facts |= {f"{what}_{name}": value for name, value in facts.items()}
         return vectors
 
-    def _sample(self, vectors: Vectors, wanted: int) -> list[ObjectRef]:
-        """References to queries evenly spread over all, about as many as wanted."""
-        total = sum(vectors.sizes)
-        numbers = np.unique(np.linspace(0, total - 1, min(wanted, total)).astype(np.int64))
-        launches = []
-        for start, size, pool in zip(vectors.starts, vectors.sizes, vectors.pools, strict=True):
-            rows = numbers[(numbers >= start) & (numbers < start + size)] - start
-            launches.append(self._task(sampled, start, pool, rows))
-        found = self._run(f"sample {vectors.what}", launches, int)
-        return [references[0] for _, references in found]
+    def _found_before(self, vectors: Vectors) -> tuple[RetrieveConfig, Facts] | None:
+        """How an earlier run searched, if it kept all that it found; no index is needed then.
 
-    def _check_recall(self, vectors: Vectors) -> None:
-        """Measures the recall of an index, with more probes where these are left to distrl.
-
-        Raises:
-            ConfigError: If it stays too low.
+        Of what was kept torn the neighbors are found exactly.
         """
         what, config = vectors.what, self._resolved[vectors.what]
-        sample = self._sample(vectors, config.recall_sample)
-        launches = [
-            self._task(nearest_in_piece, config, sample, start, pool)
-            for start, pool in zip(vectors.starts, vectors.pools, strict=True)
-        ]
-        exact = self._run(f"exact {what} sample", launches, int)
-        pieces = [references[0] for _, references in exact]
-        while True:
-            measure = self._task(measure_recall, config, vectors, sample, pieces)
-            (((count, found), _),) = self._run(f"recall of {what} index", [measure], _first)
-            wider = config.wider() if self._config.num_probes is None else None
-            if found >= config.min_recall or wider is None:
-                break
-            self._say(
-                f"{found:.3f} of the nearest {what} are found with num_probes={config.num_probes}, "
-                f"min_recall is {config.min_recall}: {wider.num_probes} are tried"
-            )
-            self._resolved[what] = config = wider
-        self._facts[f"{what}_recall_queries"] = count
-        self._facts[f"{what}_recall"] = round(found, 4)
-        if config.index == "ivf":
-            self._facts[f"{what}_num_probes"] = config.num_probes or 0
-        if found < config.min_recall:
-            raise _too_low(what, config, found, count)
+        facts = kept_facts(self._kept_facts(what))
+        if facts is None or float(facts["recall"]) + ROUNDED < config.min_recall:
+            return None
+        if "num_probes" in facts:
+            config = config.model_copy(update={"num_probes": int(facts["num_probes"])})
+        kept = {info.base_name for info in storage.listing(self._kept_folder(what, config))}
+        if not all(_name(what, *some) in kept for some in self._ranges(vectors)):
+            return None
+        self._say(f"all {what} were searched by an earlier run: no index is built")
+        return config, facts
 
     def _search(self, vectors: Vectors) -> list[list[ObjectRef]]:
         """For each piece, references to the neighbors of its vectors, in order."""
-        config, most = self._resolved[vectors.what], self._config.queries_per_task
-        start, ranges = time.monotonic(), []
-        for piece, size in enumerate(vectors.sizes):
-            bounds = np.linspace(0, size, -(-size // most) + 1).astype(int).tolist()
-            ranges += [(piece, low, high) for low, high in pairwise(bounds)]
+        config = self._resolved[vectors.what]
+        start, ranges = time.monotonic(), self._ranges(vectors)
+        folder = self._kept_folder(vectors.what, config)
         launches = [
-            self._task(search, config, vectors, *some, self._kept(vectors.what, *some))
+            self._tasks.of(
+                search, config, vectors, *some, storage.join(folder, _name(vectors.what, *some))
+            )
             for some in ranges
         ]
-        finished = self._run(f"search {vectors.what}", launches, lambda s: s.num_queries)
+        finished = self._tasks.run(f"search {vectors.what}", launches, lambda s: s.num_queries)
         taken_over = sum(summary.taken_over for summary, _ in finished)
         if taken_over:
             self._say(f"{taken_over} of {len(finished)} searches were done by an earlier run")
@@ -238,19 +198,33 @@ class Retrieval:
         self._facts[f"{vectors.what}_search_s"] = round(time.monotonic() - start, 1)
         return found
 
-    def _kept(self, what: str, piece: int, low: int, high: int) -> str:
-        """Where a task keeps what it found."""
-        config = self._config
+    def _ranges(self, vectors: Vectors) -> list[tuple[int, int, int]]:
+        """What each task searches for: a piece, its first row, and the row after its last."""
+        most, ranges = self._config.queries_per_task, []
+        for piece, size in enumerate(vectors.sizes):
+            bounds = np.linspace(0, size, -(-size // most) + 1).astype(int).tolist()
+            ranges += [(piece, low, high) for low, high in pairwise(bounds)]
+        return ranges
+
+    def _kept_folder(self, what: str, config: RetrieveConfig) -> str:
+        """Where tasks that search in this way keep what they find."""
+        # With the probes that are used, which need not be those that were begun with.
+        how = {**self._made_with, what: config.knobs}
+        key = found_key(manifest_hash(self._manifest), how)
+        return storage.join(found_folder(self._config.store_uri, self._config.table), key)
+
+    def _kept_facts(self, what: str) -> str:
+        """Where it is kept what was measured of an index."""
+        folder = found_folder(self._config.store_uri, self._config.table)
         key = found_key(manifest_hash(self._manifest), self._made_with)
-        folder = found_folder(config.store_uri, config.table)
-        return storage.join(folder, key, f"{what}-{piece:05d}-{low}-{high}.npz")
+        return storage.join(folder, key, f"{what}-index.json")
 
     def _write_items(self, items: Vectors, found: list[list[ObjectRef]]) -> list[Part]:
         launches = [
-            self._task(write_items, self._config, number, start + 1, of_part)
+            self._tasks.of(write_items, self._config, number, start + 1, of_part)
             for number, (start, of_part) in enumerate(zip(items.starts, found, strict=True))
         ]
-        written = self._run("write items", launches, lambda part: part[0].rows)
+        written = self._tasks.run("write items", launches, lambda part: part[0].rows)
         self._facts["items_short"] = sum(num_short for (_, num_short), _ in written)
         return [part for (part, _), _ in written]
 
@@ -259,10 +233,10 @@ class Retrieval:
     ) -> list[Written]:
         config, dimension = self._config, self._table.dimension
         launches = [
-            self._task(write_windows, config, windows, content, dimension, shard, of_shard)
+            self._tasks.of(write_windows, config, windows, content, dimension, shard, of_shard)
             for shard, of_shard in enumerate(found)
         ]
-        finished = self._run("write windows", launches, lambda made: made.windows.rows)
+        finished = self._tasks.run("write windows", launches, lambda made: made.windows.rows)
         written = [summary for summary, _ in finished]
         counts = total([shard.counts for shard in written])
         neighbors = max(counts.neighbors, 1)
@@ -273,26 +247,10 @@ class Retrieval:
         return written
 
 
-def _too_low(what: str, config: RetrieveConfig, found: float, count: int) -> ConfigError:
-    advice = f"raise ef_search={config.ef_search} (num_links={config.num_links}), or"
-    if config.index == "ivf":
-        lists, probes = config.num_lists or 1, config.num_probes or 1
-        all_of_them = f"num_probes={probes} is all of num_lists={lists}:"
-        some = f"raise num_probes={probes} (num_lists={lists}) or leave it out, or"
-        advice = all_of_them if probes >= lists else some
-    return ConfigError(
-        f"the {config.index} index finds {found:.3f} of the {config.num_neighbors} nearest {what} "
-        f"of {count} queries, min_recall is {config.min_recall}: {advice} take index=exact"
-    )
+def _name(what: str, piece: int, low: int, high: int) -> str:
+    """Of the file that keeps what a task found."""
+    return f"{what}-{piece:05d}-{low}-{high}.npz"
 
 
 def _size(loaded: Loaded) -> int:
     return loaded.size
-
-
-def _none(summary: object) -> int:
-    return 0
-
-
-def _first(measured: tuple[int, float]) -> int:
-    return measured[0]

@@ -1,6 +1,7 @@
 """What a task found, kept beside the table in the making until that is whole.
 
     <store>/neighbors/<name>/found/<key>/<what>-<piece>-<low>-<high>.npz
+    <store>/neighbors/<name>/found/<key>/<what>-index.json      what was measured of its index
 
 A run that was killed is followed by one that searches only for what is missing. The key is of all
 that decides what is found, so that nothing of other vectors or settings is ever taken over.
@@ -16,6 +17,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from distrl import storage
+
+Facts = dict[str, float | int | str]
 
 
 class Searched(NamedTuple):
@@ -73,3 +76,27 @@ def kept_search(
     if numbers.shape != shape or numbers.dtype != np.int64:
         return None
     return Searched(num_queries, num_repeated, taken_over=True), numbers
+
+
+def keep_facts(uri: str, facts: Facts) -> None:
+    """Writes what was measured of an index, whole or not at all.
+
+    Raises:
+        StorageError: If the place is forbidden or unreachable.
+    """
+    storage.write_bytes(uri, json.dumps(facts).encode())
+
+
+def kept_facts(uri: str) -> Facts | None:
+    """What an earlier run measured of an index, or None if there is nothing, or it is torn.
+
+    Raises:
+        StorageError: If the place is forbidden or unreachable.
+    """
+    if not storage.exists(uri):
+        return None
+    try:
+        facts = json.loads(storage.read_bytes(uri))
+    except ValueError:
+        return None
+    return facts if isinstance(facts, dict) and "recall" in facts else None

@@ -292,6 +292,28 @@ def test_probes_that_nobody_chose_are_doubled_until_the_recall_is_met(sequences,
     assert f", {probes} probes, index of " in summary(config, table, 1.0)
 
 
+def test_a_run_that_has_only_to_write_builds_no_index(sequences, tmp_path):
+    store, vectors = made(tmp_path / "store", sequences)
+    config = RetrieveConfig(
+        store_uri=store, embeddings="e", index="ivf", num_lists=40, num_neighbors=5, min_recall=1
+    )
+    in_the_way = tmp_path / "store" / "neighbors" / "e" / "pool"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("not a folder")
+    with pytest.raises(StorageError, match="pool"):
+        retrieve(config, say=lambda line: None)
+    found = tmp_path / "store" / "neighbors" / "e" / "found"
+    next(found.glob("*/items-00000-*.npz")).unlink()
+    in_the_way.unlink()
+    lines = []
+    table = retrieve(config, say=lines.append)
+    assert [line.split()[1] for line in lines if line.startswith("build")] == ["items"]
+    assert "all windows were searched by an earlier run: no index is built" in lines
+    assert table.facts["windows_recall"] == 1
+    assert table.facts["windows_num_probes"] > 16
+    check_windows(store, vectors, "every", 5, same_user=False, held_out=False)
+
+
 def test_tasks_and_blocks_do_not_change_a_byte(sequences, tmp_path):
     store, _ = made(tmp_path / "store", sequences)
     few = run(store, name="few", block_mb=64, num_cpus=1)

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from distrl.semantics.searched import Searched, found_key, keep_search, kept_search
+from distrl.semantics.searched import (
+    Searched,
+    found_key,
+    keep_facts,
+    keep_search,
+    kept_facts,
+    kept_search,
+)
 
 NUMBERS = np.array([[4, 2, -1], [0, -1, -1]])
 
@@ -40,3 +47,13 @@ def test_the_key_is_of_store_and_settings():
     keys = [found_key(store, {"k": k}) for store in "ab" for k in (5, 10)]
     assert len(set(keys)) == 4
     assert found_key("a", {"k": 5, "l": 1}) == found_key("a", {"l": 1, "k": 5})
+
+
+@pytest.mark.parametrize("cut", range(16))
+def test_what_was_measured_comes_back_unless_it_is_torn(tmp_path, cut):
+    path = tmp_path / "key" / "items-index.json"
+    assert kept_facts(str(path)) is None
+    keep_facts(str(path), {"recall": 0.93, "num_probes": 16})
+    assert kept_facts(str(path)) == {"recall": 0.93, "num_probes": 16}
+    path.write_bytes(path.read_bytes()[:cut])
+    assert kept_facts(str(path)) is None
