@@ -27,6 +27,7 @@ SCRIPTS = (
     "prepare_engines",
     "embed",
     "semantic_step",
+    "laclrec_step",
 )
 PAGE = "latest.md"
 

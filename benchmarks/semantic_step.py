@@ -10,24 +10,14 @@ the authors' code pads each of 14 sequences a prefix. Without the table nothing 
 """
 
 import sys
-import time
-from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
-from statistics import median
 
 import torch
 
-from benchmarks.record import Record, Table, arguments
-from distrl.config import RunConfig, load_config
-from distrl.contract import Batch, Catalog, Method
-from distrl.data.beside import read_beside
-from distrl.data.plan import Ledger
-from distrl.data.samples import BatchMaker
-from distrl.data.store import manifest_hash, read_manifest
-from distrl.data.stream import local_batches
+from benchmarks.cpu_steps import in_turns, prepared, steps
+from benchmarks.record import Record, arguments
+from distrl.contract import Batch
 from distrl.errors import DistrlError
-from distrl.methods import build
 
 CONFIG = Path("configs/sracl/beauty.yaml")
 PAPERS = ("data.contrasted_prefixes=1", "data.num_neighbors=10")
@@ -47,43 +37,6 @@ PADDED_SEQUENCES = 14
 """Sequences of a prefix in a step of the authors' code, at 10 neighbors."""
 ROW = 50
 """Slots of a padded sequence at this length; the authors cut to 20."""
-
-
-def prepared(overrides: tuple[str, ...], count: int) -> tuple[Method, list[Batch]]:
-    """A fresh method, and batches as its stream makes them.
-
-    Raises:
-        DistrlError: If the store or its table of neighbors is not there.
-    """
-    run = load_config(RunConfig, CONFIG, overrides)
-    manifest = read_manifest(run.data.store_uri)
-    beside = read_beside(run.data, manifest)
-    torch.manual_seed(0)
-    method = build(run.method, Catalog(manifest.num_items, run.data.max_len)).train()
-    maker = BatchMaker.of(run.data, method, manifest.num_items, run.seed, beside)
-    ledger = Ledger(manifest_hash(manifest))
-    stream = local_batches(manifest, run.data, maker, epochs=1, ledger=ledger)
-    try:
-        return method, [batch for batch, _ in islice(stream, count)]
-    finally:
-        stream.close()
-
-
-def steps(method: Method, batches: list[Batch]) -> Callable[[], float]:
-    """Takes a step on each batch; CPU milliseconds of one."""
-    optimizer = torch.optim.Adam(method.parameters(), lr=1e-3)
-    alone = {"target": 1.0, "pair": 1.0}
-
-    def run() -> float:
-        start = time.process_time()
-        for batch in batches:
-            for phase in method.phases(0):
-                optimizer.zero_grad()
-                method(batch, phase).total(alone).backward()
-                optimizer.step()
-        return (time.process_time() - start) / len(batches) * 1e3
-
-    return run
 
 
 def filled(batches: list[Batch]) -> dict[str, float]:
@@ -106,21 +59,13 @@ def main() -> int:
     torch.set_num_threads(1)
     count, runs = (4, 1) if args.quick else (40, 5)
     try:
-        made = {name: prepared(overrides, count) for name, overrides in CASES.items()}
+        made = {name: prepared(CONFIG, overrides, count) for name, overrides in CASES.items()}
     except DistrlError as error:
         record.note(f"Nothing was measured: {error}")
         record.write()
         return 0
     timed = {name: steps(*one) for name, one in made.items()}
-    found: dict[str, list[float]] = {name: [] for name in CASES}
-    for _ in range(runs):
-        for name, run in timed.items():
-            found[name].append(run())
-    base = median(found["CE-SASRec"])
-    rows = [
-        (name, median(times), min(times), max(times), f"{median(times) / base:.1f} x")
-        for name, times in found.items()
-    ]
+    found, table = in_turns(timed, runs, count=count, of="CE-SASRec")
     record.figures["cpu_ms_a_step"] = found
     record.figures["slots"] = filled(made["both"][1])
     slots = record.figures["slots"]
@@ -130,8 +75,7 @@ def main() -> int:
         f"neighbors in {slots['segments']:.0f} segments of {slots['neighbor slots']:,.0f} items; "
         f"14 padded sequences a prefix would be {padded:,.0f} slots."
     )
-    header = ("losses", "CPU ms a step", "least", "most", "of CE-SASRec")
-    record.table(Table(f"{runs} runs of {count} steps in turns, one thread", header, rows))
+    record.table(table)
     record.write()
     return 0
 
