@@ -1,4 +1,6 @@
 import pickle
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -6,15 +8,33 @@ import yaml
 
 from distrl import errors
 from distrl.config import RunConfig, dump_config, load_config
+from distrl.data.correlation import CorrelateConfig
 from distrl.data.prepare_config import PrepareConfig
 from distrl.errors import ConfigError
 from distrl.promote import PromoteConfig
+from distrl.semantics.describe_config import DescribeConfig
+from distrl.semantics.embed_config import EmbedConfig
+from distrl.semantics.retrieve_config import RetrieveConfig
+from distrl.study.config import StudyConfig
 from jobs.evaluate import EvaluateConfig
+from jobs.map_views import MapViewsConfig
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = REPOSITORY / "configs"
 OTHER_JOBS = ("prepare", "studies", "describe", "embed", "retrieve")
 RUNS = [CONFIGS / "quickstart.yaml", *sorted(CONFIGS.glob("*/*.yaml"))]
 RUNS = [path for path in RUNS if path.parent.name not in OTHER_JOBS]
+NOT_TRAINING = {
+    "prepare": PrepareConfig,
+    "correlate": CorrelateConfig,
+    "describe": DescribeConfig,
+    "embed": EmbedConfig,
+    "retrieve": RetrieveConfig,
+    "study": StudyConfig,
+    "evaluate": EvaluateConfig,
+    "promote": PromoteConfig,
+    "map_views": MapViewsConfig,
+}
 
 
 @pytest.fixture
@@ -53,6 +73,21 @@ def test_every_config_opens_with_what_it_is_and_its_command():
         head = path.read_text().split("\n\n")[0]
         assert head.startswith("# "), path
         assert "#   python jobs/" in head or "make quickstart" in head, path
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_every_command_above_a_config_resolves_and_names_the_files_it_reads(path):
+    lines = [line for line in path.read_text().splitlines() if line.startswith("#   ")]
+    text = "\n".join(line.removeprefix("#") for line in lines).replace("\\\n", " ")
+    for command in re.findall(r"python (jobs/[^;\n]+)", text):
+        job, config, *overrides = shlex.split(command.replace("$share", "10"))  # of a loop
+        job = Path(job).stem
+        load_config(NOT_TRAINING.get(job, RunConfig), REPOSITORY / config, overrides)
+        asked = {"prepare": "source.uri=", "embed": "item_text_uri=", "describe": "item_texts.uri="}
+        if job in asked and config != "configs/prepare/quickstart.yaml":
+            assert any(override.startswith(asked[job]) for override in overrides), command
 
 
 def test_an_override_changes_one_value_and_leaves_the_rest(file):
