@@ -8,7 +8,8 @@ from distrl.errors import ConfigError
 from distrl.study.config import Choice, LogUniform, StudyConfig, Uniform
 from distrl.study.trials import draw, trials
 
-STUDIES = Path(__file__).parents[3] / "configs" / "studies"
+REPOSITORY = Path(__file__).parents[3]
+STUDIES = REPOSITORY / "configs" / "studies"
 
 BASE = """
 name: base
@@ -120,11 +121,14 @@ def test_an_impossible_study_is_refused(tmp_path, settings, said):
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_study_resolves_to_trials_with_names_of_their_own(path, monkeypatch):
-    monkeypatch.chdir(STUDIES.parents[1])
+def test_every_shipped_study_resolves_to_the_trials_that_readme_counts(path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
     study = load_config(StudyConfig, path, [])
     found = trials(study)
     assert study.name == path.stem
+    readme = (REPOSITORY / "README.md").read_text()
+    (row,) = (line for line in readme.splitlines() if line.startswith(f"| `{path.name}` |"))
+    assert row.endswith(f"| {len(found)} |")
     assert len({trial.name for trial in found}) == len(found) >= 3
     assert len({(trial.label, trial.seed) for trial in found}) == len(found)
     for trial in found:
