@@ -81,7 +81,10 @@ class SRACL(Method):
         stream contrasts (`data.contrasted_prefixes`), not every prefix; anchors, neighbors and
         views are one pass of the encoder beside the base's own, in which a neighbor is encoded once
         however many prefixes have it, and shares the pass, and with it the dropout, of a longer one
-        of the same user; a prefix without neighbors has no part in L_CS.
+        of the same user; a prefix without neighbors has no part in L_CS; PAD's row is a class of
+        the base's softmax (`next_item_loss`), and none of the authors'; checkpoints and the end of
+        training go by NDCG@10 on validation (`SELECT_BY` in distrl/train/monitor.py), where the
+        code has MRR@10, after every epoch, with a patience of 10.
     """
 
     def __init__(self, config: SRACLConfig, catalog: Catalog) -> None:
