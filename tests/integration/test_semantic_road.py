@@ -1,7 +1,12 @@
-"""From a log with titles to a trained SRA-CL, with a real language model and a real embedder."""
+"""From a log with titles to a trained SRA-CL, with and without a real language model.
+
+Without one it is README's commands that run, with the configs that they name; both roads share the
+store that the first of them makes.
+"""
 
 import csv
 import json
+import shlex
 import sqlite3
 from collections import defaultdict
 from pathlib import Path
@@ -9,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from distrl.data.side_tables import find_table
+from distrl.outcome import Outcome
 from tests.conftest import SHARED_DATA
+from tests.integration.finished_runs import only_run
 from tests.integration.llm_server import MODEL, llm_server
-from tests.integration.servers import run_job, small_run, write_config
+from tests.integration.servers import REPOSITORY, run_job, small_run, write_config
 from tests.integration.test_describe import files_with, schema_of_items
 
 pytestmark = pytest.mark.slow
@@ -34,10 +41,9 @@ def small_log(path: Path) -> None:
             of_user[row["user"]].append(row)
     users = [user for user, rated in of_user.items() if len(rated) >= LENGTH][:NUM_USERS]
     assert len(users) == NUM_USERS
-    lines = [
-        f"{row['user']}\t{row['item']}\t{row['timestamp']}" for u in users for row in of_user[u]
-    ]
-    path.write_text("user\titem\ttimestamp\n" + "\n".join(lines) + "\n")
+    columns = ["user", "item", "timestamp", "rating"]
+    lines = ["\t".join(row[name] for name in columns) for user in users for row in of_user[user]]
+    path.write_text("\n".join(["\t".join(columns), *lines]) + "\n")
 
 
 def done(*arguments: str, environment: dict[str, str] | None = None) -> str:
@@ -46,14 +52,53 @@ def done(*arguments: str, environment: dict[str, str] | None = None) -> str:
     return ended.stdout + ended.stderr
 
 
-def test_a_catalog_with_titles_becomes_a_trained_model(tmp_path):
-    store, texts = tmp_path / "store", str(MOVIES / "item_text.jsonl")
-    small_log(tmp_path / "log.tsv")
-    source = {"uri": str(tmp_path / "log.tsv"), "format": "tsv"}
-    done(
-        "jobs/prepare.py",
-        write_config({"store_uri": str(store), "source": source, "num_shards": 2}),
-    )
+def commands_of_readme() -> dict[str, list[str]]:
+    """The arguments of python in README's chain without a language model, by its jobs."""
+    section = (REPOSITORY / "README.md").read_text().split("\n## SRA-CL")[1]
+    lines = [line for line in section.split("```")[1].splitlines() if line.startswith("$ python")]
+    commands = [shlex.split(line)[2:] for line in lines]
+    return {Path(command[0]).stem: command for command in commands}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    """What the first command of README makes of a small log."""
+    folder = tmp_path_factory.mktemp("road")
+    small_log(folder / "log.tsv")
+    overrides = [f"source.uri={folder / 'log.tsv'}", f"store_uri={folder / 'store'}"]
+    done(*commands_of_readme()["prepare"], *overrides)
+    return folder / "store"
+
+
+def test_the_commands_of_readme_without_a_language_model_train_with_the_shipped_configs(
+    store, tmp_path
+):
+    commands = commands_of_readme()
+    assert list(commands) == ["prepare", "embed", "retrieve", "train_sracl"]
+    texts = f"item_text_uri={MOVIES / 'item_text.jsonl'}"
+    done(*commands["embed"], f"store_uri={store}", texts)
+    done(*commands["retrieve"], f"store_uri={store}")
+    sizes = [f"method.base.{name}=16" for name in ("hidden_size", "inner_size")]
+    paths = [f"data.store_uri={store}", f"storage_uri={tmp_path}"]
+    done(*commands["train_sracl"], *paths, *sizes, "training.epochs=2")
+
+    table = find_table(str(store), "neighbors", "minilm")
+    assert table is not None
+    assert (table.dimension, table.num_neighbors, table.windows) == (384, 10, "last")
+    result = tmp_path / "ml-latest-small-sracl" / "result.json"
+    outcome = Outcome.model_validate_json(result.read_bytes())
+    assert outcome.version == 1
+    # Ten items are ranked, so that no target is below the tenth place.
+    assert 0 < outcome.metrics["kept/ndcg_at_10"] <= 1
+    assert set(outcome.pictures) == {"curves.png", "by-length.png"}
+    for path in outcome.pictures.values():
+        assert Path(path).read_bytes().startswith(b"\x89PNG"), path
+    found = only_run(tmp_path / "mlflow.db")
+    assert {"encoder/inter_user", "encoder/intra_user", "val/ndcg_at_10"} <= found.keys()
+
+
+def test_a_catalog_with_titles_becomes_a_trained_model(store, tmp_path):
+    texts = str(MOVIES / "item_text.jsonl")
     with llm_server(tmp_path / "llm") as server:
         describe = {
             "store_uri": str(store),
