@@ -263,7 +263,7 @@ class LACLRec(Method):
 
     def _recommender_terms(self, batch: Batch) -> dict[str, Term]:
         """L_rec + alpha L_cl + beta L_tri."""
-        wanted = batch.views is not None and takes_part(self.config, batch)
+        wanted = self._sees_views(batch)
         views = self._views(batch) if wanted else ()
         cut = self._cut(batch) if wanted else batch.target_at[:0]
         whole = (in_rows(batch.views[1], cut),) if batch.views is not None and len(cut) else ()
@@ -284,6 +284,13 @@ class LACLRec(Method):
             terms |= self._triplet(anchors, near, far)
         return terms
 
+    def _sees_views(self, batch: Batch) -> bool:
+        """Whether views are encoded: a single prefix has no contrast but a triplet."""
+        if batch.views is None:
+            return False
+        has_triplet = self.config.triplet_weight > 0 and len(batch.views[0].last) > 0
+        return has_triplet or takes_part(self.config, batch)
+
     def _cut(self, batch: Batch) -> Int64[Tensor, " C"]:
         """Prefixes of which an anchor within `clean` would not see all that the views show.
 
@@ -299,7 +306,7 @@ class LACLRec(Method):
     def _triplet(self, anchors: Tensor, near: Tensor, far: Tensor) -> dict[str, Term]:
         """L_tri; nothing without weight or prefixes."""
         weight = self.config.triplet_weight
-        if weight == 0 or len(anchors) < 2:
+        if weight == 0 or len(anchors) == 0:
             return {}
         values = ranking_triplet(anchors, near, far)
         if self.config.triplet == "mean":

@@ -294,6 +294,17 @@ def test_a_sum_of_triplets_is_the_mean_times_the_pairs():
     assert rows["sum"].unit == "sum"
 
 
+@pytest.mark.parametrize("negatives", ["worker", "all_workers"])
+def test_a_single_prefix_has_a_triplet_though_it_has_no_contrast(negatives):
+    model = method(pretrain_epochs=1, operations="argmax", negatives=negatives, **STILL)
+    batch = made(model, ROWS[:1])
+    terms = model(batch, model.phases(1)[0]).terms
+    far, near = model._views(batch)
+    expected = ranking_triplet(*(model.user_states(pack) for pack in (batch.views[1], near, far)))
+    assert set(terms) == {"next_item", "triplet"}
+    assert terms["triplet"].value.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_operations_are_drawn_by_their_probabilities():
     torch.manual_seed(0)
     logits = torch.tensor([0.2, 0.3, 0.5]).log().expand(40_000, 3)
