@@ -28,6 +28,7 @@ from distrl.errors import CheckpointError, DivergedError
 from tests.packed import batch_of
 from tests.parity.engine_methods import (
     CPU,
+    MOST_INSERTED,
     POISON,
     Reference,
     batches_of,
@@ -35,10 +36,14 @@ from tests.parity.engine_methods import (
     empty,
     lopsided,
     make,
+    phases_of,
     shares_of,
+    with_prefixes,
 )
 
 STEPS = 3
+MENDING = {"operations": "argmax", "max_inserted": MOST_INSERTED, "pretrain_epochs": 1}
+"""Of LACLRec, whose views must not depend on which rank draws them."""
 
 
 def engines_of(method, **settings):
@@ -94,8 +99,8 @@ def against_torch(name, batches, *, model=None, seeded=False, **settings):
     reference = Reference(method, EngineConfig(**settings))
     engines = engines_of(method, **settings)
     for step in range(STEPS):
-        of_all = batches(step, world_size())
-        for number, phase in enumerate(method.phases(0)):
+        of_all = with_prefixes(method, batches(step, world_size()))
+        for number, phase in enumerate(phases_of(method)):
             seeds = [1000 * step + 10 * number + r for r in range(world_size())]
             torch.manual_seed(seeds[rank()])
             take(engines, of_all, phase, step)
@@ -118,6 +123,9 @@ def parity(stage):
     for base in ("mclrec", "gru4rec"):
         model = {"base": base, "inter_weight": 0.4, "intra_weight": 0.4}
         yield f"sracl-{base}", against_torch("sracl", lopsided, model=model, **sgd)
+    for stages in ("two", "joint"):
+        model = {"stages": stages, "data_weight": 0.4, "triplet_weight": 0.01, **MENDING}
+        yield f"laclrec-{stages}", against_torch("laclrec", lopsided, model=model, **sgd)
     yield "tiny", against_torch("tiny", lopsided, **sgd)
     yield "dropout", against_torch("tiny", batches_of, **drop, **sgd)
     yield "clipped", against_torch("mclrec", batches_of, **clip, **sgd)
@@ -139,7 +147,8 @@ def union(stage, name="sasrec", **model):
             split = [empty(), whole]
         if world_size() == 2 and step == 2:
             split = [cut(step, 0, 6), cut(step, 6, 7)]
-        for phase in method.phases(0):
+        split, (whole,) = (with_prefixes(method, batches) for batches in (split, [whole]))
+        for phase in phases_of(method):
             take(engines, split, phase, step)
             reference.step([whole], phase)
     return worst(checkpoint.full_weights(engines), reference.master)
@@ -154,6 +163,9 @@ def all_workers(stage):
     yield "cl4srec", union(stage, "cl4srec", data_weight=0.3, **shared)
     weights = {"inter_weight": 0.3, "intra_weight": 0.3, "synthesizer": "gatv2"}
     yield "sracl", union(stage, "sracl", base="sasrec", **weights, **shared)
+    mending = {"data_weight": 0.3, "triplet_weight": 0.01, **MENDING, **shared}
+    for stages in ("two", "joint"):
+        yield f"laclrec-{stages}", union(stage, "laclrec", stages=stages, **mending)
 
 
 def moved_parts(stage):

@@ -7,13 +7,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from distrl.contract import Batch, Catalog, Losses, Method, Packed, Phase, Term
+from distrl.contract import (
+    MEAN_UNITS,
+    Batch,
+    Catalog,
+    CorruptionRates,
+    Losses,
+    Method,
+    Packed,
+    Phase,
+    Term,
+)
+from distrl.data.config import DataConfig
 from distrl.data.found import Found
 from distrl.data.neighbor_batch import neighbors_of
+from distrl.data.samples import BatchMaker
 from distrl.methods import build, parse_method
 from distrl.ops.losses import next_item_loss
 from distrl.ops.packing import pack
 from distrl.ops.ragged import Ragged
+from distrl.ops.sequences import mixed, seed_key
 from tests.packed import batch_of
 
 NUM_ITEMS, MAX_LEN = 12, 6
@@ -22,6 +35,7 @@ POISON = 11
 SIZES = {"hidden_size": 8, "inner_size": 16, "num_heads": 2}
 STILL = {"dropout": 0.0, "attention_dropout": 0.0, **SIZES}
 TEXT_SIZE = 3
+MOST_INSERTED = 2
 CPU = torch.device("cpu")
 
 
@@ -123,8 +137,19 @@ def cut(step, start, end):
     views = (first[start:end], second[start:end])
     batch = batch_of(sequences[start:end], targets[start:end], views, MAX_LEN)
     numbers = torch.arange(start, end) // 3  # three prefixes a sample, over the border of ranks too
-    batch = replace(batch, pair_sample=numbers, pair_target=batch.targets)
-    return replace(batch, **like(step, sequences[start:end], start))
+    batch = replace(batch, pair_sample=numbers, pair_target=batch.targets, pair_at=batch.target_at)
+    damaged = damage(step, sequences[start:end], targets[start:end], start)
+    return replace(batch, damaged=damaged, **like(step, sequences[start:end], start))
+
+
+def damage(step, sequences, targets, start):
+    """Prefixes with their targets, corrupted: the same for each wherever it is."""
+    rates = CorruptionRates(0.4, 0.45, 0.15, MOST_INSERTED)
+    config = DataConfig(store_uri="unused", max_len=MAX_LEN)
+    maker = BatchMaker(config, 1, NUM_ITEMS, seed=0, corruption=rates)
+    numbers = np.arange(start, start + len(sequences))
+    keys = mixed(np.repeat(seed_key(step), len(sequences)), numbers)
+    return maker._damaged(Ragged.of(sequences), np.array(targets, dtype=np.int64), keys)
 
 
 def like(step, sequences, start):
@@ -172,8 +197,8 @@ def empty():
     none = torch.zeros(0, dtype=torch.int64)
     blank = torch.zeros((1, MAX_LEN), dtype=torch.int64)
     packed = Packed(blank, torch.full_like(blank, -1), blank, none)
-    batch = Batch(packed, none, none, (packed, packed), none, none)
-    return replace(batch, **like(0, [], 0))
+    batch = Batch(packed, none, none, (packed, packed), none, none, none)
+    return replace(batch, damaged=damage(0, [], [], 0), **like(0, [], 0))
 
 
 def batches_of(step, world):
@@ -188,13 +213,24 @@ def lopsided(step, world):
     return [cut(step, 0, 4), [cut(step, 4, 7), cut(step, 4, 5), empty()][step]]
 
 
+def with_prefixes(method, batches):
+    """The batches, for a method that takes one random view with prefixes as the second ones."""
+    if method.num_views != 1:
+        return batches
+    return [replace(batch, views=(batch.views[0], batch.clean)) for batch in batches]
+
+
+def phases_of(method):
+    """Those of an epoch, behind those of a first one where it has others."""
+    first, second = method.phases(0), method.phases(1)
+    return first if second == first else (*first, *second)
+
+
 def shares_of(batches):
-    counts = {
-        "target": [batch.num_targets for batch in batches],
-        "pair": [batch.num_pairs for batch in batches],
-    }
+    counts = {unit: [batch.count(unit) for batch in batches] for unit in MEAN_UNITS}
     return [
         {unit: n[r] * len(batches) / max(sum(n), 1) for unit, n in counts.items()}
+        | {"sum": len(batches)}
         for r in range(len(batches))
     ]
 

@@ -77,6 +77,7 @@ def assert_close(figures, tolerance=TOLERANCE):
     [
         *("mclrec-3", "mclrec-2", "mclrec-joint", "second-order"),
         *("sracl-mclrec", "sracl-gru4rec"),
+        *("laclrec-two", "laclrec-joint"),
         *("tiny", "dropout", "clipped", "momentum", "adam"),
     ],
 )
@@ -108,7 +109,10 @@ def test_unequal_batches_on_two_ranks_equal_all_rows_in_one(found, stage):
 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("method", ["mclrec", "mclrec-joint", "cl4srec", "sracl"])
+@pytest.mark.parametrize(
+    "method",
+    [*("mclrec", "mclrec-joint", "cl4srec", "sracl"), *("laclrec-two", "laclrec-joint")],
+)
 def test_negatives_of_all_workers_make_the_loss_of_one_worker_with_all_pairs(
     found, world, stage, method
 ):
