@@ -14,7 +14,7 @@ from distrl.methods.laclrec import HELD_OUT_LOSS, chosen_operations
 from distrl.methods.mending import marked, mended, mending_figures
 from distrl.nn.encoder import in_rows, stack
 from distrl.ops.corruption import DELETE, INSERT, KEEP
-from distrl.ops.losses import next_item_loss, ranking_triplet
+from distrl.ops.losses import info_nce, next_item_loss, ranking_triplet
 from distrl.ops.packing import unpacked
 from distrl.ops.ragged import Ragged
 from tests.packed import batch_of, pack_rows
@@ -153,9 +153,29 @@ def test_the_triplet_loss_is_log_2_for_equal_views_and_falls_as_the_near_one_nea
     assert ranking_triplet(torch.full((1, 1), 1e3), *torch.tensor([[[-1.0]], [[1.0]]])).isfinite()
 
 
-def test_the_augmenters_loss_is_its_sum_spelled_out():
-    model = method(**STILL)
+def test_the_random_view_stands_against_the_learned_one_and_not_against_the_prefix():
+    settings = {"pretrain_epochs": 1, "operations": "argmax", "temperature": 0.5}
+    model = method(**settings, **STILL)
+    with torch.no_grad():
+        model.encoder.item_table.weight.mul_(20)
+    batch = made(model, ROWS, contrasted_prefixes=3)
+    term = model(batch, model.phases(1)[0]).terms["data_contrast"]
+    far, near = (model.user_states(view) for view in model._views(batch))
+    anchors = model.user_states(batch.views[1])
+    expected = info_nce(far, near, temperature=0.5).item()
+    assert term.value.item() == pytest.approx(expected, rel=1e-5)
+    assert (term.weight, term.unit) == (0.1, "pair")
+    for first, second in ((anchors, near), (far, anchors)):
+        other = info_nce(first, second, temperature=0.5).item()
+        assert other != pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize(("max_inserted", "is_full"), [(5, {False}), (2, {False, True})])
+def test_the_augmenters_loss_is_its_sum_spelled_out(max_inserted, is_full):
+    model = method(max_inserted=max_inserted, **STILL)
     damaged = made(model, ROWS, contrasted_prefixes=3).damaged
+    # A full gap has no end behind its items.
+    assert set((damaged.missing[:, -1] > 0).tolist()) == is_full
     terms = model._augmenter_terms(damaged, 1.0)
     corrector, items = model._corrector, model.encoder.item_vectors
     states = model.encoder(damaged.sequences).flatten(0, 1)
