@@ -166,6 +166,33 @@ def test_times_and_ratings_filter_and_times_are_kept(cluster, events, tmp_path):
     assert sorted(t for of_user in times for t in of_user) == sorted(time_s[passes] * 1000)
 
 
+def test_noise_goes_in_front_of_held_out_items_and_none_changes_no_byte(cluster, events, tmp_path):
+    plain = config(tmp_path / "plain", events, num_partitions=2)
+    none = config(tmp_path / "none", events, num_partitions=2, noise_share=0, noise_seed=5)
+    noisy = config(tmp_path / "noisy", events, num_partitions=2, noise_share=0.2)
+    manifests = [prepare(made) for made in (plain, none, noisy)]
+    before, after = (
+        histories(made.store_uri, manifest)[0]
+        for made, manifest in zip((plain, noisy), manifests[::2], strict=True)
+    )
+    assert (manifests[0].sequences, manifests[0].items) == (
+        (manifests[1].sequences, manifests[1].items)
+    )
+    assert manifests[0].items == manifests[2].items
+    assert manifests[2].num_interactions == sum(map(len, after.values()))
+    assert before.keys() == after.keys()
+    foreign, own = 0, 0
+    for user, items in before.items():
+        assert after[user][-2:] == items[-2:]
+        head, noisy_head = items[:-2], after[user][:-2]
+        assert [item for item in noisy_head if item in set(head)] == head
+        planted = len(noisy_head) - len(head)
+        assert planted - len(head) // 5 in (0, 1)
+        foreign, own = foreign + planted, own + len(head)
+    # Each user's part is rounded at random, with a deviation of half an item at most.
+    assert foreign == pytest.approx(0.2 * own, abs=5 * 0.5 * len(before) ** 0.5)
+
+
 def test_beauty_has_the_published_counts(cluster, beauty_file, tmp_path):
     core = {"min_user_interactions": 5, "min_item_interactions": 5}
     source = {"uri": str(beauty_file), "format": "sequences"}
