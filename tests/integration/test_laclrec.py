@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 
 EPOCHS, PRETRAIN_EPOCHS, NUM_USERS, NUM_ITEMS = 4, 2, 3000, 60
 KILLS = 2
+FIGURES = ("keep_share", "delete_share", "insert_share", "reinserted", "reinserted_precision")
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +32,14 @@ def folder(tmp_path_factory):
         for user in range(NUM_USERS)
     ]
     make_store(folder / "store", sequences, num_shards=4)
+    texts = [{"item": f"item-{i}", "title": f"Balm {i}"} for i in range(1, NUM_ITEMS + 1)]
+    (folder / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     return folder
 
 
 def settings(folder: Path) -> dict:
     run = small_run("stages", str(folder / "store"), str(folder / "runs"), "")
+    run["data"]["item_text_uri"] = str(folder / "texts.jsonl")
     run["tracking"] = {}
     run["evaluation"] = {"num_workers": 0, "cpus_per_worker": 0.5}
     run["workers"]["max_failures"] = 3
@@ -61,6 +65,19 @@ def kill_a_worker_after(epoch: float, run_folder: Path, process: subprocess.Pope
             return
         time.sleep(0.05)
     raise AssertionError(f"no checkpoint after epoch {epoch}: {log.read_text()[-3000:]}")
+
+
+def assert_pages_of_examples_have_titles(runs: Path):
+    """One page at the end of each stage, of items by their titles alone."""
+    pages = {page.name: page.read_text() for page in runs.glob("mlartifacts/*/*/augmenter/*")}
+    assert set(pages) == {f"examples-epoch-{end:03d}.md" for end in (PRETRAIN_EPOCHS, EPOCHS)}
+    for page in pages.values():
+        assert "## Histories" in page
+        assert "## Damaged histories" in page
+        shown = [line.split(". ", 1)[1] for line in page.splitlines() if line[:1].isdigit()]
+        items = {item.strip("~*+ ") for line in shown for item in line.split(" / ")}
+        assert items <= {f"Balm {i}" for i in range(1, NUM_ITEMS + 1)}
+        assert len(items) > NUM_ITEMS / 2
 
 
 def test_a_worker_killed_in_each_stage_costs_nothing_and_doubles_nothing(folder):
@@ -93,7 +110,9 @@ def test_a_worker_killed_in_each_stage_costs_nothing_and_doubles_nothing(folder)
     assert sorted(set(ends)) == list(range(1, EPOCHS + 1))
     assert len(judged) <= EPOCHS + KILLS
     assert all(abs(step - end * an_epoch) <= 3 for step, end in zip(judged, ends, strict=True))
+    assert {name: found[f"augmenter/{name}"] for name in FIGURES} == dict.fromkeys(FIGURES, judged)
     assert min(found["val/ndcg_at_10"]) > max(found["augmenter/operation"]) - 15
+    assert_pages_of_examples_have_titles(folder / "runs")
 
     # Each part was stepped in its own stage alone, and its optimizer outlived the other.
     steps = {}
