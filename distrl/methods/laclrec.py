@@ -24,7 +24,7 @@ from distrl.contract import (
 )
 from distrl.methods.contrasting import ContrastConfig, contrasted, data_contrast, takes_part
 from distrl.methods.encoding import Probability, next_item
-from distrl.methods.mending import Mended, marked, mended, mending_figures
+from distrl.methods.mending import Mended, marked, mended, mending_figures, unchanged_share
 from distrl.nn.attention import visible_keys
 from distrl.nn.corrector import Corrector
 from distrl.nn.encoder import EncoderLayer, SequenceEncoder, in_rows, stack
@@ -353,7 +353,10 @@ class LACLRec(Method):
 
     @torch.no_grad()
     def judged(self, batch: Batch) -> Mapping[str, float]:
-        """The augmenter on held-out damage: its loss, and what it finds and puts back."""
+        """The augmenter on held-out damage: its loss, and what it finds and puts back.
+
+        And of the views: what it does to a prefix, and how many are the prefix itself.
+        """
         if not self.config.learned_view or batch.damaged is None:
             return {}
         terms = self._augmenter_terms(batch.damaged, 1.0)
@@ -362,7 +365,11 @@ class LACLRec(Method):
         figures |= {f"{name}_loss": float(term.value) for name, term in terms.items()}
         figures["held_out_loss"] = sum(float(term.value) for term in terms.values())
         if batch.views is not None:
-            figures |= self._mended(batch.views[1], sampled=True).shares()
+            random, prefixes = batch.views
+            learned = self._mended(prefixes, sampled=True)
+            figures |= learned.shares()
+            figures["random_unchanged_share"] = unchanged_share(random, prefixes)
+            figures["learned_unchanged_share"] = unchanged_share(learned.sequences, prefixes)
         return {f"augmenter/{name}": value for name, value in figures.items()}
 
     @torch.no_grad()

@@ -127,6 +127,15 @@ def marked(packed: Packed, found: Mended, count: int) -> list[list[tuple[int, Ma
     return rows
 
 
+def unchanged_share(views: Packed, prefixes: Packed) -> float:
+    """Share of views that are the prefix itself, item by item; 0 where there are none."""
+    ours, theirs = unpacked(views)[0], unpacked(prefixes)[0]
+    alike = np.flatnonzero(ours.lengths == theirs.lengths)
+    ours, whole = ours.take(alike), theirs.take(alike)
+    differs = np.bincount(ours.rows[ours.values != whole.values], minlength=len(alike)) > 0
+    return int((~differs).sum()) / max(len(theirs.lengths), 1)
+
+
 def mending_figures(damaged: Damaged, found: Mended) -> dict[str, float]:
     """How well damage was found and undone, over the slots of damaged sequences.
 

@@ -101,12 +101,12 @@ def train_locally(run: RunConfig, folder_uri: str) -> Iterator[Validated]:
         return
     manifest = read_manifest(run.data.store_uri)
     state = TrainingState(run, manifest, manifest_hash(manifest), torch.device("cpu"))
-    mending = MendingProbe(state, manifest)
     if kept.latest is not None:
         with kept.files(kept.latest) as files:
             state.load(files)
     beside = read_beside(run.data, manifest)
     maker = BatchMaker.of(run.data, state.method, manifest.num_items, run.seed, beside)
+    mending = MendingProbe(state, manifest, maker)
     stream = local_batches(
         manifest, run.data, maker, epochs=run.training.epochs, ledger=state.ledger
     )

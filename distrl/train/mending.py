@@ -1,13 +1,13 @@
 """How well a method mends held-out sequences, judged by every worker on the same ones."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from distrl.config import RunConfig
 from distrl.contract import Batch, Mark
-from distrl.data.config import AugmentConfig
 from distrl.data.samples import BatchMaker, Samples
 from distrl.engine.collectives import gather_objects
 from distrl.ops.ragged import Ragged
@@ -28,8 +28,13 @@ class MendingProbe:
     shards: their newest item and their damage are in no training batch.
     """
 
-    def __init__(self, state: TrainingState, manifest: Manifest) -> None:
+    def __init__(self, state: TrainingState, manifest: Manifest, maker: BatchMaker) -> None:
         """Reads the sequences, where the method mends any.
+
+        Args:
+            state: Of the run.
+            manifest: Of its store.
+            maker: Of its batches; held-out views are drawn by the same settings.
 
         Raises:
             SchemaError: If a shard is torn.
@@ -38,8 +43,9 @@ class MendingProbe:
         self._state = state
         self._batch = None
         if state.method.corruption is not None:
-            maker = _maker(state.run, state, manifest)
-            self._batch = held_out_batch(state.run, manifest, maker).to(state.engines.device)
+            whole = maker.config.model_copy(update={"samples": "prefix"})
+            batch = held_out_batch(state.run, manifest, replace(maker, config=whole))
+            self._batch = batch.to(state.engines.device)
 
     def judge(self, epoch: int) -> Mapping[str, float]:
         """Figures of the method after an epoch, which it also heeds. The same on all. Collective.
@@ -71,12 +77,6 @@ class MendingProbe:
                 return method.examples(self._batch, EXAMPLES)
         finally:
             method.train()
-
-
-def _maker(run: RunConfig, state: TrainingState, manifest: Manifest) -> BatchMaker:
-    # Of the views only the raw one is judged; the default random one needs no table of items.
-    prefixes = run.data.model_copy(update={"samples": "prefix", "augment": AugmentConfig()})
-    return BatchMaker.of(prefixes, state.method, manifest.num_items, run.seed)
 
 
 def held_out_batch(run: RunConfig, manifest: Manifest, maker: BatchMaker) -> Batch:

@@ -68,7 +68,6 @@ class _Worker:
         self.device = get_device() if on_gpu else torch.device("cpu")
         self.state = TrainingState(self.run, task.manifest, task.store_hash, self.device)
         self.views = CollapseProbe(self.state.method, self.state.engines)
-        self.mending = MendingProbe(self.state, task.manifest)
         self._resume()
 
     def _resume(self) -> None:
@@ -86,6 +85,7 @@ class _Worker:
         manifest = self.task.manifest
         beside = read_beside(run.data, manifest)
         maker = BatchMaker.of(run.data, state.method, manifest.num_items, run.seed, beside)
+        self.mending = MendingProbe(state, manifest, maker)
         stream = batches(shard, run.data, maker, batch_size=run.data.batch_size // world_size())
         curves, stop = Curves(), StopSignal()
         consumed = state.ledger.total

@@ -21,7 +21,10 @@ pytestmark = pytest.mark.slow
 
 EPOCHS, PRETRAIN_EPOCHS, NUM_USERS, NUM_ITEMS = 4, 2, 3000, 60
 KILLS = 2
-FIGURES = ("keep_share", "delete_share", "insert_share", "reinserted", "reinserted_precision")
+FIGURES = (
+    *("keep_share", "delete_share", "insert_share", "reinserted", "reinserted_precision"),
+    *("random_unchanged_share", "learned_unchanged_share"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """LACLRec against its parts worked by hand, and a small world whose noise it must find."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -270,6 +272,20 @@ def test_an_augmenter_with_an_encoder_of_its_own_does_not_drift(share_encoder):
         for weights in part.parameters():
             weights.data.add_(torch.randn_like(weights))
     assert (judged() == before) is not share_encoder
+
+
+@pytest.mark.parametrize(("operation", "learned"), [(KEEP, 1.0), (DELETE, 0.0)])
+def test_the_share_of_views_that_are_the_prefix_is_told_of_each_kind(operation, learned):
+    model = method().eval()
+    with torch.no_grad():
+        head = model._corrector.operation
+        head.weight.zero_()
+        head.bias.copy_(100.0 * F.one_hot(torch.tensor(operation), 3))
+    prefixes = [[1, 2, 3], [4, 5], [6], [7, 8]]
+    batch = batch_of(prefixes, [4, 6, 7, 9], ([[1, 2, 3], [5, 4], [6], [7]], prefixes), MAX_LEN)
+    figures = model.judged(replace(batch, damaged=made(model, ROWS).damaged))
+    assert figures["augmenter/random_unchanged_share"] == 0.5
+    assert figures["augmenter/learned_unchanged_share"] == learned
 
 
 def test_joint_stages_are_one_step_over_everything():

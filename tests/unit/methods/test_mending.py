@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from distrl.contract import Damaged
-from distrl.methods.mending import mended, mending_figures
+from distrl.methods.mending import mended, mending_figures, unchanged_share
 from distrl.ops.corruption import DELETE, INSERT, KEEP
+from distrl.ops.packing import pack
+from distrl.ops.ragged import Ragged
 from tests.packed import pack_rows
 
 MAX_LEN = 6
@@ -61,3 +63,13 @@ def test_all_figures_are_zero_where_nothing_is_wrong_and_nothing_is_done():
     figures = figures_of([[1, 2], [3]], [KEEP] * 3, {}, [KEEP] * 3, [])
     assert len(figures) == 7
     assert set(figures.values()) == {0.0}
+
+
+def test_a_view_is_unchanged_where_it_has_the_prefixs_items_in_their_order():
+    prefixes = [[1, 2, 3], [4], [5, 6], [7, 8, 9], [2], [3, 3]]
+    # Whole, longer, another item, another order, whole, and shorter.
+    views = [[1, 2, 3], [4, 4], [5, 0], [7, 9, 8], [2], [3]]
+    packs = [pack(Ragged.of(rows), MAX_LEN)[0] for rows in (views, prefixes)]
+    assert unchanged_share(*packs) == 2 / 6
+    none, _ = pack(Ragged.of([]), MAX_LEN)
+    assert unchanged_share(none, none) == 0.0
