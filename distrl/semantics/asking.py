@@ -231,6 +231,9 @@ class _Asking:
         for number in range(config.retries + 1):
             await self._requests.take(1)
             await self._tokens.take(most_tokens)
+            if self._error is not None:
+                # Others wait for their turn when one of them ends the run.
+                return None
             self._in_flight += 1
             try:
                 answer = await self._endpoint.ask(request)

@@ -434,6 +434,15 @@ def test_what_is_in_flight_when_a_run_ends_is_waited_for_and_kept(described, sto
     assert kept(store) == 7
 
 
+def test_who_waits_for_a_turn_when_a_run_ends_sends_nothing_any_more(described):
+    refused = Behavior(404, b'{"error": {"message": "gone"}}')
+    with fault_server(lambda number, request: refused if number == 1 else Behavior()) as server:
+        with pytest.raises(ConfigError, match=r"knows no generation\.model"):
+            described(server, endpoint={"concurrency": 8, "requests_per_minute": 150})
+        # Turns are .4 s apart; without a look at the end all eight would be sent.
+        assert len(server.requests) <= 3
+
+
 def test_a_write_that_fails_now_and_then_ends_nothing(described, store, monkeypatch):
     write, failures, lines = storage.write_bytes, [], []
 
