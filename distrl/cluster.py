@@ -6,12 +6,19 @@ import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import ray
 import ray.data
 from ray.exceptions import RayError
 
 from distrl.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+GROWS = "DISTRL_CLUSTER_GROWS"
+"""In a job's environment, such as of a submitted one: an autoscaler adds the nodes that a job asks
+for. Ray itself cannot tell what a cluster could grow to."""
 
 
 def connect(num_cpus: float) -> None:
@@ -48,30 +55,60 @@ def connect(num_cpus: float) -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
-def check_capacity(needs: dict[str, dict[str, float]]) -> None:
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Tasks or actors of one size that a job runs at the same time."""
+
+    what: str
+    """They are, in the plural."""
+    each: Mapping[str, float]
+    """Ray resources of one, such as {"CPU": 2.0}, all of them on one node."""
+    count: int = 1
+
+    def total(self, resource: str) -> float:
+        """What all of them take of one resource."""
+        return self.each.get(resource, 0.0) * self.count
+
+
+def check_capacity(needs: Sequence[Need], *, keys: str) -> None:
     """Proves that the cluster can ever hold what a job needs at the same time.
 
+    Each need for itself must fit on the nodes, and all needs together into the cluster's sum. That
+    they also fit beside each other on the nodes is not proven. A cluster that GROWS may lack
+    something now; then the log says what, and Ray waits for nodes.
+
     Args:
-        needs: For each purpose, its Ray resources, such as {"2 workers": {"CPU": 2.0}}.
+        needs: All that run at once.
+        keys: Of the config, that make them fewer or smaller.
 
     Raises:
         ConfigError: Naming the resource, what each purpose takes, and what the cluster has. Ray
             itself would wait without end.
     """
-    there = ray.cluster_resources()
-    for resource in sorted({name for need in needs.values() for name in need}):
-        wanted = sum(need.get(resource, 0.0) for need in needs.values())
-        if wanted > there.get(resource, 0.0) + 1e-9:
+    nodes = live_nodes()
+    for resource in sorted({name for need in needs for name in need.each}):
+        there = sum(node.get(resource, 0.0) for node in nodes)
+        wanted = sum(need.total(resource) for need in needs)
+        if wanted > there + 1e-9:
             parts = ", ".join(
-                f"{purpose} {need[resource]:g}"
-                for purpose, need in needs.items()
-                if resource in need
+                f"{need.count} {need.what} {need.total(resource):g}"
+                for need in needs
+                if need.total(resource)
             )
-            raise ConfigError(
-                f"the cluster has {there.get(resource, 0.0):g} {resource}, this job needs "
-                f"{wanted:g} at once ({parts}): add nodes, or lower workers.num_workers, "
-                "workers.cpus_per_worker or evaluation.num_workers"
+            _lacks(
+                f"the cluster has {there:g} {resource}, this job needs {wanted:g} at once "
+                f"({parts})",
+                f"add nodes, or lower {keys}",
             )
+            return
+    for need in needs:
+        check_room(need, nodes, keys=keys)
+
+
+def _lacks(problem: str, remedy: str) -> None:
+    if not os.environ.get(GROWS):
+        raise ConfigError(f"{problem}: {remedy}; where nodes are added on demand, set {GROWS}=1")
+    logger.warning("%s: waiting for nodes, as %s is set", problem, GROWS)
 
 
 def live_nodes() -> list[dict[str, float]]:
@@ -87,37 +124,27 @@ def room_for(each: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) ->
     )
 
 
-def check_room(
-    what: str,
-    each: Mapping[str, float],
-    count: int,
-    nodes: Sequence[Mapping[str, float]],
-    *,
-    keys: str,
-) -> None:
-    """Proves that some nodes can ever hold so many tasks or actors of one size at a time.
+def check_room(need: Need, nodes: Sequence[Mapping[str, float]], *, keys: str) -> None:
+    """Proves that some nodes can ever hold a need, each of its tasks or actors on one of them.
 
     Args:
-        what: They are, in the plural.
-        each: Ray resources of one, such as {"CPU": 2.0}.
-        count: How many.
+        need: What must find room; without any resource it always does.
         nodes: As `live_nodes` gives.
-        keys: Of the config, that make them fewer or smaller.
+        keys: Of the config, that make it fewer or smaller.
 
     Raises:
         ConfigError: Naming what one takes, for how many there is room, and the largest node. Ray
             itself would wait without end.
     """
-    room = room_for(each, nodes)
-    if room >= count:
+    each = {name: amount for name, amount in need.each.items() if amount}
+    if not each or (room := room_for(each, nodes)) >= need.count:
         return
-    size = " and ".join(f"{amount:g} {name}" for name, amount in each.items() if amount)
+    size = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
     most = " and ".join(
-        f"{max((node.get(name, 0.0) for node in nodes), default=0.0):g} {name}"
-        for name, amount in each.items()
-        if amount
+        f"{max((node.get(name, 0.0) for node in nodes), default=0.0):g} {name}" for name in each
     )
-    raise ConfigError(
-        f"the cluster has room for {room} {what} of {size}, this job needs {count} at once: no "
-        f"node has more than {most}; add nodes that are large enough, or lower {keys}"
+    _lacks(
+        f"the cluster has room for {room} {need.what} of {size}, this job needs {need.count} at "
+        f"once: no node has more than {most}",
+        f"add nodes that are large enough, or lower {keys}",
     )

@@ -47,7 +47,8 @@ class WorkersConfig(Config):
     max_failures: NonNegativeInt = 3
     """How often a worker group is started again from the last checkpoint before the run fails."""
     start_timeout_s: PositiveFloat = 120.0
-    """How long to wait for the cluster to place all workers before it is an error."""
+    """How long Ray waits for the cluster to place all workers before it asks anew, which it does
+    without end: a cluster that lost a node is waited for."""
 
 
 class TrainingConfig(Config):

@@ -20,7 +20,7 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from distrl.cluster import check_capacity, connect
+from distrl.cluster import Need, check_capacity, connect
 from distrl.config import RunConfig
 from distrl.data.beside import beside_hashes
 from distrl.data.plan import Ledger
@@ -36,11 +36,14 @@ from distrl.tracking.config import resolve_tracking_uri
 from distrl.tracking.connection import check_reachable
 from distrl.tracking.runs import finish_run
 from distrl.train.checks import check_run
+from distrl.train.fleet import ranking_need
 from distrl.train.monitor import SELECT_BY, Monitor
 from distrl.train.state import LEDGER_FILE
 from distrl.train.validate import validate
 from distrl.train.worker import WorkerTask, train_worker
 from distrl.watch import Say, TellFailures, Watch, cause
+
+_SIZE_KEYS = "workers.num_workers, workers.cpus_per_worker or evaluation.num_workers"
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Where Ray Train keeps which checkpoint it will hand to the workers."""
@@ -80,8 +83,8 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
         say(f"run {run.name} is finished; nothing to resume")
         return Outcome.model_validate_json(folder.read("result.json"))
 
-    connect(sum(need["CPU"] for need in _needs(run).values()))
-    check_capacity(_needs(run))
+    connect(sum(need.total("CPU") for need in _needs(run)))
+    check_capacity(_needs(run), keys=_SIZE_KEYS)
     made_of = {"store_manifest": manifest_hash(manifest), **beside_hashes(run.data, manifest)}
     run_id = folder.open(run, made_of, tracking_uri, resume=resume)
     say(f"run {run.name}: {folder.uri}")
@@ -100,21 +103,13 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
     return outcome
 
 
-def _needs(run: RunConfig) -> dict[str, dict[str, float]]:
-    """What a run takes from the cluster at the same time, by purpose."""
-    count, ranking = run.workers.num_workers, run.evaluation
-    needs = {
-        f"{count} training workers": _times(_worker_resources(run), count),
-        "reading": {"CPU": run.data.read_cpus * run.data.read_tasks},
-    }
-    rankers = max(ranking.num_workers, 1)
-    each = {"CPU": ranking.cpus_per_worker, "GPU": ranking.gpus_per_worker}
-    needs[f"{rankers} ranking workers"] = _times(each, rankers)
-    return needs
-
-
-def _times(resources: dict[str, float], count: int) -> dict[str, float]:
-    return {name: amount * count for name, amount in resources.items() if amount}
+def _needs(run: RunConfig) -> list[Need]:
+    """What a run takes from the cluster at the same time."""
+    return [
+        Need("training workers", _worker_resources(run), run.workers.num_workers),
+        Need("reading tasks", {"CPU": run.data.read_cpus}, run.data.read_tasks),
+        ranking_need(run.evaluation),
+    ]
 
 
 def _worker_resources(run: RunConfig) -> dict[str, float]:

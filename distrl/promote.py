@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, PositiveInt, model_validator
 
-from distrl.cluster import check_capacity, connect
 from distrl.data.evaluation_config import EvaluationConfig
 from distrl.data.store import manifest_hash, read_item_ids, read_manifest
 from distrl.errors import ConfigError, TrackingError
@@ -24,6 +23,7 @@ from distrl.tracking.connection import check_reachable
 from distrl.tracking.registry import CHAMPION, PREVIOUS, Registry, Version
 from distrl.tracking.verdict import Gate, Verdict, judge
 from distrl.train.evaluate import EvaluationResult, evaluate_model
+from distrl.train.fleet import connect_for_ranking
 from distrl.train.ranker import POPULARITY
 
 Say = Callable[[str], None]
@@ -94,7 +94,7 @@ def promote(config: PromoteConfig, say: Say) -> Promotion:
         )
     manifest = read_manifest(config.store_uri)
     own_ids = read_item_ids(config.store_uri, manifest)
-    _start_ray(config.evaluation)
+    connect_for_ranking(config.evaluation)
 
     say(f"evaluating {candidate.uri} on {config.store_uri}, split {config.split}")
     result = evaluate_version(config, registry, candidate, own_ids, baselines=True)
@@ -190,16 +190,6 @@ def _registry(config: PromoteConfig) -> Registry:
     uri = resolve_tracking_uri(config.tracking, config.storage_uri)
     check_reachable(uri)
     return Registry(uri)
-
-
-def _start_ray(config: EvaluationConfig) -> None:
-    if config.num_workers == 0:
-        return
-    cpus = config.num_workers * config.cpus_per_worker
-    connect(cpus)
-    needs = {"CPU": cpus, "GPU": config.num_workers * config.gpus_per_worker}
-    wanted = {name: amount for name, amount in needs.items() if amount}
-    check_capacity({f"{config.num_workers} ranking workers": wanted})
 
 
 def _chosen(result: EvaluationResult, config: PromoteConfig) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """A run seen from its driver: progress and failures as lines for the user."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ from distrl.config import TrainingConfig
 from distrl.errors import DistrlError
 
 Say = Callable[[str], None]
+
+SILENCE_S = 20.0
+"""How long nothing may be trained at first before the user is told that workers are waited for."""
 
 
 def cause(error: BaseException) -> BaseException:
@@ -56,6 +60,7 @@ class Watch:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._last = -1.0
+        self._began = self._told = time.monotonic()
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -79,6 +84,24 @@ class Watch:
         if progress and progress["step"] != self._last:
             self._last = progress["step"]
             self._say(progress_line(progress, self._training.epochs))
+        elif self._last < 0:
+            self._tell_of_waiting()
+
+    def _tell_of_waiting(self) -> None:
+        now = time.monotonic()
+        if now - self._told < SILENCE_S or self._done.is_set():
+            return
+        self._told = now
+        there, free = ray.cluster_resources(), ray.available_resources()
+        share = " and ".join(
+            f"{free.get(name, 0.0):g} of {there[name]:g} {name}"
+            for name in ("CPU", "GPU")
+            if name in there
+        )
+        self._say(
+            f"{now - self._began:.0f} s and no step yet: workers start, or wait for the cluster to "
+            f"hold them ({share} free)"
+        )
 
 
 def progress_line(progress: dict[str, float], epochs: int) -> str:

@@ -23,7 +23,6 @@ import pyarrow as pa
 from jaxtyping import Int64
 from pydantic import Field, PositiveInt, model_validator
 
-from distrl.cluster import check_capacity, connect
 from distrl.data.evaluation_config import EvaluationConfig, RankingProtocol
 from distrl.data.store import check_sizes, read_item_ids, read_manifest
 from distrl.errors import ConfigError
@@ -33,6 +32,7 @@ from distrl.storage import absolute, check_writable, join, listing, write_bytes
 from distrl.tracking.config import TrackingConfig, resolve_tracking_uri
 from distrl.train import progress
 from distrl.train.evaluate import check_protocol, evaluate_model, write_best_items
+from distrl.train.fleet import connect_for_ranking
 from distrl.train.ranker import RankingTask
 from distrl.train.report import as_csv, as_json, length_table, main_table, picture
 from distrl.train.saved import item_map, read_checkpoint, read_registered
@@ -94,7 +94,7 @@ def main() -> None:
     if config.top_k_uri is not None and listing(config.top_k_uri):
         raise ConfigError(f"top_k_uri={config.top_k_uri} is not empty; name a new folder")
     ready = _prepare(config)
-    _start_ray(config.evaluation)
+    connect_for_ranking(config.evaluation)
     result = evaluate_model(
         ready.artifact.method,
         ready.artifact.catalog.max_len,
@@ -157,18 +157,6 @@ def _prepare(config: EvaluateConfig) -> _Ready:
     mapped = item_map(artifact, ids)
     check_protocol(config.evaluation, manifest, store_uri, mapped)
     return _Ready(artifact, store_uri, mapped)
-
-
-def _start_ray(config: EvaluationConfig) -> None:
-    if config.num_workers == 0:
-        return
-    needs = {
-        "CPU": config.num_workers * config.cpus_per_worker,
-        "GPU": config.num_workers * config.gpus_per_worker,
-    }
-    connect(needs["CPU"])
-    wanted = {name: amount for name, amount in needs.items() if amount}
-    check_capacity({f"{config.num_workers} ranking workers": wanted})
 
 
 def _write_top_k(config: EvaluateConfig, ready: _Ready, target_uri: str) -> None:

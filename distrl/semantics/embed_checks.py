@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from distrl.cluster import check_room, live_nodes
+from distrl.cluster import Need, check_room, live_nodes
 from distrl.data.store import read_item_ids
 from distrl.errors import ConfigError, SchemaError
 from distrl.schema import Manifest
@@ -58,4 +58,4 @@ def check_capacity(config: EmbedConfig) -> None:
     """
     each = {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}
     keys = "concurrency, cpus_per_actor or gpus_per_actor"
-    check_room("actors", each, config.concurrency, live_nodes(), keys=keys)
+    check_room(Need("actors", each, config.concurrency), live_nodes(), keys=keys)

@@ -9,7 +9,7 @@ import numpy as np
 from ray import ObjectRef
 
 from distrl import storage
-from distrl.cluster import check_room, live_nodes, room_for
+from distrl.cluster import Need, check_room, live_nodes, room_for
 from distrl.data.ray_stage import Tasks
 from distrl.data.side_tables import (
     Part,
@@ -63,7 +63,7 @@ class Retrieval:
         self._resolved = resolved(config, table)
         self._made_with, self._say = made_with, say
         each, nodes = {"CPU": float(config.cpus_per_task)}, live_nodes()
-        check_room("tasks", each, 1, nodes, keys="cpus_per_task")
+        check_room(Need("tasks", each), nodes, keys="cpus_per_task")
         limit = room_for(each, nodes)
         if config.num_cpus is not None:
             limit = max(1, config.num_cpus // config.cpus_per_task)

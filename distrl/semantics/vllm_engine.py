@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import ray.data
 
 from distrl import storage
-from distrl.cluster import check_capacity
+from distrl.cluster import Need, check_capacity
 from distrl.errors import ConfigError, StorageError
 from distrl.semantics.asked import Asked
 from distrl.semantics.asking import COMMIT_S
@@ -69,7 +69,11 @@ def generate_all(
         StorageError: If prompts or replies cannot be written, or the engine fails at every prompt.
     """
     asked = Asked(total)
-    check_capacity({f"{config.vllm.concurrency} copies of the model": {"GPU": config.vllm.gpus}})
+    # One copy may lie on several nodes: each of its GPUs is a bundle of its own to Ray.
+    gpus = Need(
+        f"GPUs of {config.vllm.concurrency} copies of the model", {"GPU": 1.0}, config.vllm.gpus
+    )
+    check_capacity([gpus], keys="vllm.concurrency or the parallel sizes in vllm.engine_kwargs")
     # Of this run alone: another one may ask into the same place.
     place = storage.join(replies.uri, f"{FOLDER}-{secrets.token_hex(4)}")
     try:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from distrl.cluster import check_capacity, connect
+from distrl.cluster import Need, check_capacity, connect
 from distrl.config import dump_config
 from distrl.data.store import check_sizes, manifest_hash, read_manifest
 from distrl.errors import CheckpointError, ConfigError, DistrlError, TrackingError
@@ -109,7 +109,7 @@ def _run(
     say: Say,
 ) -> list[Row]:
     connect(study.cpus_per_trial)
-    check_capacity({"a trial": {"CPU": study.cpus_per_trial}})
+    check_capacity([Need("trials", {"CPU": study.cpus_per_trial})], keys="cpus_per_trial")
     problems = tune_trials(study, found, uri, resume=resume, say=say)
     for name, problem in problems.items():
         say(f"warning: trial {name} failed and is not in the table: {problem}")

@@ -17,6 +17,7 @@ from jaxtyping import Int64
 from ray.exceptions import RayTaskError
 from torch import nn
 
+from distrl.cluster import Need, check_capacity, connect
 from distrl.contract import Method
 from distrl.data.evaluation_config import EvaluationConfig
 from distrl.errors import DistrlError
@@ -29,6 +30,26 @@ logger = logging.getLogger(__name__)
 
 SILENCE_S = 60.0
 """How long nothing may come back before the log says so."""
+
+
+def ranking_need(config: EvaluationConfig) -> Need:
+    """What an evaluation takes from the cluster; that of a run takes one ranking task at least."""
+    each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    return Need("ranking workers", each, max(config.num_workers, 1))
+
+
+def connect_for_ranking(config: EvaluationConfig) -> None:
+    """Connects this process to a Ray that can hold the workers; nothing where it has none.
+
+    Raises:
+        ConfigError: If the cluster cannot be reached, or is too small.
+    """
+    if config.num_workers == 0:
+        return
+    need = ranking_need(config)
+    connect(need.total("CPU"))
+    keys = "num_workers, cpus_per_worker or gpus_per_worker"
+    check_capacity([need], keys=f"evaluation's {keys}")
 
 
 @dataclass(frozen=True, slots=True)

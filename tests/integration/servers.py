@@ -12,9 +12,10 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
 
@@ -46,9 +47,8 @@ def run_job(
 
 def job_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a job: one thread a process, nothing of another cluster."""
-    inherited = {
-        k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "MLFLOW_"))
-    }
+    foreign = ("RAY_", "AWS_", "MLFLOW_", "DISTRL_")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     return {**inherited, "OMP_NUM_THREADS": "1", **(environment or {})}
 
 
@@ -81,17 +81,33 @@ def ray_here(cpus: int = 2) -> Iterator[None]:
             ray.shutdown()
 
 
+@dataclass(frozen=True)
+class RayCluster:
+    """A cluster on this machine, ended by its own process."""
+
+    address: str
+    commands: IO[str]
+
+    def add_node(self, **arguments: object) -> None:
+        """One node more, with such arguments as `num_cpus`."""
+        self.commands.write(json.dumps(arguments) + "\n")
+        self.commands.flush()
+
+
 @contextmanager
-def ray_cluster(environment: Mapping[str, str], nodes: int = 2, cpus: int = 4) -> Iterator[str]:
-    """A cluster of several nodes on this machine, ended by its own process; yields its address."""
+def ray_cluster(
+    environment: Mapping[str, str], nodes: int = 2, cpus: int = 4
+) -> Iterator[RayCluster]:
+    """A cluster of several nodes, to which others can be added."""
     script = (
-        "import sys, time\n"
+        "import json, sys\n"
         "from ray.cluster_utils import Cluster\n"
         f"cluster = Cluster(initialize_head=True, head_node_args={{'num_cpus': {cpus}, "
         "'include_dashboard': False})\n"
         f"[cluster.add_node(num_cpus={cpus}) for _ in range({nodes - 1})]\n"
         "print('ADDRESS', cluster.address, flush=True)\n"
-        "sys.stdin.read()\n"
+        "for line in sys.stdin:\n"
+        "    cluster.add_node(**json.loads(line))\n"
         "cluster.shutdown()\n"
     )
     process = subprocess.Popen(
@@ -107,7 +123,7 @@ def ray_cluster(environment: Mapping[str, str], nodes: int = 2, cpus: int = 4) -
     try:
         for line in process.stdout:
             if line.startswith("ADDRESS"):
-                yield line.split()[1]
+                yield RayCluster(line.split()[1], process.stdin)
                 break
         else:
             raise AssertionError(f"the cluster did not start: status {process.wait()}")

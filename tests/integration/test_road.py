@@ -2,6 +2,8 @@
 
 import json
 import secrets
+import subprocess
+import sys
 from itertools import product
 
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from distrl.tracking.curves import curves
 from tests.integration.s3_server import start_s3
 from tests.integration.servers import (
+    REPOSITORY,
+    job_environment,
     mlflow_server,
     ray_cluster,
     run_job,
@@ -31,13 +35,14 @@ def place(tmp_path_factory):
         s3.client().upload_file(str(log), "road", "raw/events.csv")
         with (
             mlflow_server(folder / "mlflow", s3.environment(), f"{bucket}/mlflow") as tracking_uri,
-            ray_cluster(s3.environment()) as address,
+            ray_cluster(s3.environment()) as cluster,
         ):
             yield {
                 "s3": s3,
                 "bucket": bucket,
                 "tracking_uri": tracking_uri,
-                "environment": {**s3.environment(), "RAY_ADDRESS": address},
+                "cluster": cluster,
+                "environment": {**s3.environment(), "RAY_ADDRESS": cluster.address},
             }
 
 
@@ -131,6 +136,31 @@ def test_a_cluster_that_can_never_hold_the_workers_is_told(place, overrides, sai
     assert said in done.stderr
     assert "workers.num_workers" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_cluster_that_grows_is_waited_for_with_a_word_and_then_trains(place):
+    environment = {**place["environment"], "DISTRL_CLUSTER_GROWS": "1"}
+    settings = write_config(run_settings(place, "grown"))
+    late = ("workers.resources_per_worker={late: 1}", "workers.start_timeout_s=15")
+    job = subprocess.Popen(
+        [sys.executable, "jobs/train_mclrec.py", settings, *late, "training.epochs=1"],
+        cwd=REPOSITORY,
+        env=job_environment(environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert job.stdout is not None
+    said = ""
+    for line in job.stdout:
+        if "no step yet" in line and "no step yet" not in said:
+            # By now Ray has given up placing the workers once, and asked anew.
+            place["cluster"].add_node(num_cpus=2, resources={"late": 2})
+        said += line
+    assert job.wait(timeout=60) == 0, said
+    assert "the cluster has 0 late, this job needs 2 at once" in said
+    assert "workers start, or wait for the cluster to hold them" in said
+    assert "validated epoch 1" in said
 
 
 def test_a_used_name_is_refused_and_nothing_of_the_run_changes(place):
