@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 # Logical threads of each process; processes are what runs side by side here.
 export OMP_NUM_THREADS ?= 1
-# Test files that run side by side, each with clusters and servers of its own.
+# Test files that run side by side, each with clusters and servers of its own; in the order of their
+# names, so that those that take longest come first.
 TEST_PROCESSES ?= 2
 
 # torch comes first and alone: any other order can pull several GB of another build. The weights of
@@ -21,7 +22,8 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python jobs/quickstart.py
 
 test: $(VENV)/.installed
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(TEST_PROCESSES) \
+		--dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 """A Ray head on this machine, on loopback, with a job server: a cluster to submit to."""
 
+import contextlib
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -14,7 +16,12 @@ from pathlib import Path
 from distrl.errors import DistrlError
 
 START_TIMEOUT_S = 90
-STOP_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 120
+_PORTS = range(20_000, 30_000)
+"""Above those that Ray gives its workers, below those that kernels give connections."""
+_STOP_WAIT_S = "60"
+"""How long Ray lets a job end by itself that it is told to stop; 3 s by default, in which a run can
+hardly save what MLflow must know."""
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -32,10 +39,11 @@ def ray_head(num_cpus: int, log: Path) -> Iterator[tuple[str, dict[str, str]]]:
     Raises:
         DistrlError: If it does not start.
     """
-    port, dashboard, client, agent, metrics = _free_ports(5)
+    port, dashboard, client, agent, metrics = free_ports(5)
     # A dashboard on loopback asks for a token, which clients send only in this mode.
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     environment.pop("RAY_ADDRESS", None)
+    environment.setdefault("RAY_JOB_STOP_WAIT_TIME_S", _STOP_WAIT_S)
     command = [
         RAY, "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1",
         f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
@@ -49,19 +57,23 @@ def ray_head(num_cpus: int, log: Path) -> Iterator[tuple[str, dict[str, str]]]:
             yield f"http://127.0.0.1:{dashboard}", environment
         finally:
             head.terminate()
-            head.wait(timeout=STOP_TIMEOUT_S)
+            try:
+                head.wait(timeout=STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                head.kill()
+                raise
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody uses, found together so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nobody uses, and that no connection is given before they are."""
+    found: list[int] = []
+    while len(found) < count:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            if port not in found:
+                found.append(port)
+    return found
 
 
 def _wait_for(port: int, head: subprocess.Popen[bytes], log: Path) -> None:

@@ -1,6 +1,10 @@
 """Shapes are checked at every call in the suite; one thread, so that runs repeat."""
 
+import os
 from pathlib import Path
+
+# Before torch reads it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

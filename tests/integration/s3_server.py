@@ -71,8 +71,9 @@ class S3Server:
 def _free_port_block() -> int:
     """The first of NUM_PORTS neighboring ports that nothing on loopback listens on."""
     for _ in range(200):
-        # Below the kernel's ephemeral range, so that no outgoing connection takes one meanwhile.
-        first = 10_000 + secrets.randbelow(20_000 // NUM_PORTS) * NUM_PORTS
+        # Below the kernel's ephemeral range, so that no outgoing connection takes one meanwhile,
+        # and above those that Ray gives its workers.
+        first = 20_000 + secrets.randbelow(10_000 // NUM_PORTS) * NUM_PORTS
         with ExitStack() as stack:
             try:
                 for port in range(first, first + NUM_PORTS):

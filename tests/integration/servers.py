@@ -1,9 +1,10 @@
 """Real servers for tests: a Ray cluster of several nodes, MLflow, and jobs as users run them."""
 
+import contextlib
 import json
 import os
 import random
-import socket
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import psutil
+
+from jobs.local_head import free_ports
+
 T = TypeVar("T")
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,9 +30,8 @@ START_TIMEOUT_S = 120
 
 def free_port() -> int:
     """A port on loopback that nobody uses at present."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    (port,) = free_ports(1)
+    return port
 
 
 def run_job(
@@ -43,6 +47,51 @@ def run_job(
         timeout=timeout_s,
         check=False,
     )
+
+
+@contextmanager
+def job_process(
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    stdout: IO[str] | int = subprocess.PIPE,
+    stderr: IO[str] | int = subprocess.STDOUT,
+) -> Iterator[subprocess.Popen[str]]:
+    """`python jobs/<arguments>` while it runs; what is left of it at the end is killed."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=REPOSITORY,
+        env=job_environment(environment),
+        stdout=stdout,
+        stderr=stderr,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+
+
+def kill_with_children(process: subprocess.Popen) -> None:
+    """Kills a driver and all that it started, none of which notices before its own end."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.suspend()
+    process.kill()
+    process.wait()
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+def ended(process: subprocess.Popen, timeout_s: float) -> None:
+    """Waits for a server that was asked to end, and kills one that does not."""
+    try:
+        process.wait(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
 
 
 def job_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -129,7 +178,7 @@ def ray_cluster(
             raise AssertionError(f"the cluster did not start: status {process.wait()}")
     finally:
         process.stdin.close()
-        process.wait(timeout=60)
+        ended(process, timeout_s=120)
 
 
 @contextmanager
@@ -162,8 +211,9 @@ def mlflow_server(
         until_healthy(port, process, folder / "server.log")
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, 15)
-        process.wait(timeout=30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        ended(process, timeout_s=60)
 
 
 def until_healthy(port: int, process: subprocess.Popen, log: Path) -> None:

@@ -5,8 +5,8 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from itertools import pairwise
@@ -29,7 +29,7 @@ from distrl.semantics.vllm_engine import _write_missing, asked_rows, engine_row
 from tests.conftest import SHARED_DATA
 from tests.integration.llm_server import MODEL, Behavior, fault_server, llm_server
 from tests.integration.s3_server import start_s3
-from tests.integration.servers import REPOSITORY, job_environment, run_job, write_config
+from tests.integration.servers import job_process, run_job, write_config
 from tests.store_factory import make_store
 
 pytestmark = pytest.mark.slow
@@ -200,22 +200,27 @@ def schema_of_items() -> dict:
 
 
 def test_a_killed_job_goes_on_and_asks_for_nothing_twice(store):
-    with fault_server(lambda number, request: Behavior(text="likes", delay_s=0.25)) as server:
+    killed = threading.Event()
+
+    def script(number, request):
+        # So that some are left whenever the kill comes.
+        held = number >= 6 and not killed.is_set()
+        return Behavior(text="likes", delay_s=0.25, hang=held)
+
+    with fault_server(script) as server:
         config = write_config(settings_of(store, server.base_url))
-        job = subprocess.Popen(
-            [sys.executable, "jobs/describe.py", config],
-            cwd=REPOSITORY,
-            env=job_environment(server.environment()),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 60
-        while not list((store / "replies").glob("part-*.parquet")):
-            assert time.monotonic() < deadline
-            assert job.poll() is None
-            time.sleep(0.02)
-        os.kill(job.pid, signal.SIGKILL)
-        assert job.wait(timeout=30) == -signal.SIGKILL
+        quiet, environment = subprocess.DEVNULL, server.environment()
+        with job_process(
+            "jobs/describe.py", config, environment=environment, stdout=quiet, stderr=quiet
+        ) as job:
+            deadline = time.monotonic() + 60
+            while not list((store / "replies").glob("part-*.parquet")):
+                assert time.monotonic() < deadline
+                assert job.poll() is None
+                time.sleep(0.02)
+            os.kill(job.pid, signal.SIGKILL)
+            assert job.wait(timeout=30) == -signal.SIGKILL
+        killed.set()
         time.sleep(0.3)  # the server ends what it was at
         assert not (store / "descriptions").exists()
         before, had = len(server.requests), kept(store)
@@ -268,7 +273,7 @@ def test_a_key_that_is_not_there_or_no_key_is_found_before_anything_is_asked(sto
         (Behavior(200, b'{"choices": []}'), "no completion", "15 bytes that are no chat"),
         (Behavior(200, b"[" * 200_000), "no completion", "200000 bytes that are no chat"),
         (Behavior(cut=True), "connection", "RemoteProtocolError"),
-        (Behavior(hang=True), "timeout", r"no reply within endpoint\.timeout_s=0\.2"),
+        (Behavior(hang=True), "timeout", r"no reply within endpoint\.timeout_s=1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -277,7 +282,7 @@ def test_an_endpoint_that_never_answers_ends_the_job_after_counted_requests(
 ):
     lines = []
     with fault_server(lambda number, request: behavior) as server:
-        timeout_s = 0.2 if behavior.hang else 5.0
+        timeout_s = 1.0 if behavior.hang else 5.0
         endpoint = {"give_up_after": 2, "concurrency": 8, "timeout_s": timeout_s}
         with pytest.raises(StorageError, match=said) as caught:
             described(server, endpoint=endpoint, say=lines.append)
@@ -301,7 +306,7 @@ def test_failures_now_and_then_cost_retries_and_nothing_else(described, store):
         7: Behavior(429, b"{}"),
     }
     with fault_server(lambda number, request: faults.get(number, Behavior(text="likes"))) as server:
-        table, asked = described(server, endpoint={"timeout_s": 2.0})
+        table, asked = described(server, endpoint={"timeout_s": 4.0})
         assert len(server.requests) == NUM_DIFFERENT + len(faults)
     assert (asked.asked, asked.repeated, asked.retries, asked.unanswered) == (8, 1, 5, 0)
     assert asked.failures == {
@@ -319,14 +324,14 @@ def test_failures_now_and_then_cost_retries_and_nothing_else(described, store):
 
 
 def test_retry_after_holds_all_requests(described):
-    wait = Behavior(429, b"{}", headers={"Retry-After": "1"})
+    wait = Behavior(429, b"{}", headers={"Retry-After": "2"})
     with fault_server(lambda number, request: wait if number == 2 else Behavior()) as server:
         described(server, endpoint={"concurrency": 3})
         times = [request.at_s for request in server.requests]
     assert len(times) == NUM_DIFFERENT + 1
-    # Three may be under way when the answer to the third comes; then none for a second.
-    assert max(later - sooner for sooner, later in pairwise(times)) > 0.9
-    assert sum(at < times[2] + 0.9 for at in times) <= 6
+    # Three may be under way when the answer to the third comes; then none for two seconds.
+    assert max(later - sooner for sooner, later in pairwise(times)) > 1.6
+    assert sum(at < times[2] + 1.6 for at in times) <= 6
 
 
 def test_a_server_that_asks_for_longer_than_the_longest_wait_is_asked_again_after_that(described):
@@ -438,8 +443,8 @@ def test_who_waits_for_a_turn_when_a_run_ends_sends_nothing_any_more(described):
     refused = Behavior(404, b'{"error": {"message": "gone"}}')
     with fault_server(lambda number, request: refused if number == 1 else Behavior()) as server:
         with pytest.raises(ConfigError, match=r"knows no generation\.model"):
-            described(server, endpoint={"concurrency": 8, "requests_per_minute": 150})
-        # Turns are .4 s apart; without a look at the end all eight would be sent.
+            described(server, endpoint={"concurrency": 8, "requests_per_minute": 60})
+        # Turns are a second apart; without a look at the end all eight would be sent.
         assert len(server.requests) <= 3
 
 
@@ -465,7 +470,7 @@ def test_the_budget_counts_replies_that_were_made_and_did_not_arrive(described, 
     with fault_server(
         lambda number, request: faults.get(number, Behavior(tokens=(100, 20)))
     ) as server:
-        endpoint = {"timeout_s": 0.5, "retries": 5}
+        endpoint = {"timeout_s": 2.0, "retries": 5}
         with pytest.raises(ConfigError, match=r"up to \d+ tokens in requests without a reply"):
             described(server, endpoint=endpoint, budget={"max_tokens": 500})
         # A prompt's estimate and its longest reply are above 100 tokens, thrice: 500 hold no more
@@ -560,19 +565,19 @@ def test_requests_in_flight_and_a_minute_are_bounded(described):
         described(
             server, overwrite=True, name="slow",
             generation={"model": "other"},
-            endpoint={"concurrency": 8, "requests_per_minute": 600},
+            endpoint={"concurrency": 8, "requests_per_minute": 200},
         )  # fmt: skip
         times = [request.at_s for request in server.requests]
         assert len(times) == NUM_DIFFERENT
-        assert times[-1] - times[0] > (NUM_DIFFERENT - 1) * 0.1 - 0.05
+        assert times[-1] - times[0] > (NUM_DIFFERENT - 1) * 0.3 - 0.3
 
 
 def test_tokens_a_minute_are_bounded(described):
     with fault_server(lambda number, request: Behavior(tokens=(100, 20))) as server:
-        described(server, endpoint={"concurrency": 8, "tokens_per_minute": 60_000})
+        described(server, endpoint={"concurrency": 8, "tokens_per_minute": 20_000})
         times = [request.at_s for request in server.requests]
-    # 120 tokens at 1,000 a second; the first few waited for their estimates, which were larger.
-    assert times[-1] - times[0] > (NUM_DIFFERENT - 1) * 0.12 - 0.1
+    # 120 tokens at 333 a second; the first few waited for their estimates, which were larger.
+    assert times[-1] - times[0] > (NUM_DIFFERENT - 1) * 0.36 - 0.36
 
 
 def test_a_finished_table_is_found_and_other_settings_need_overwrite(described, store):

@@ -2,13 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -480,9 +480,11 @@ def test_a_killed_job_goes_on_and_asks_for_no_finished_part_twice(store, server,
             assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
-        os.kill(process.pid, signal.SIGKILL)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
         process.wait()
-    time.sleep(3)  # Ray's own processes notice that they are alone
+    # Ray's own processes notice that they are alone.
+    assert not psutil.wait_procs(started, timeout=60)[1]
     server.release()
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/part-*.parquet")}
     assert 3 <= len(before) < 8

@@ -8,6 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from jobs.local_head import RAY, ray_head
 from tests.integration.servers import (
     REPOSITORY,
     elsewhere,
-    job_environment,
+    job_process,
+    kill_with_children,
     run_job,
     small_run,
     write_config,
@@ -62,14 +65,13 @@ def settings(folder: Path, name: str, seed: int = 0) -> dict:
     return run
 
 
-def start(folder: Path, run: dict, *more: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "jobs/train_mclrec.py", write_config(run), *more],
-        cwd=REPOSITORY,
-        env=job_environment(),
-        stdout=(folder / f"{run['name']}.log").open("a"),
-        stderr=subprocess.STDOUT,
-    )
+@contextmanager
+def started(folder: Path, run: dict) -> Iterator[subprocess.Popen]:
+    with (
+        (folder / f"{run['name']}.log").open("a") as log,
+        job_process("jobs/train_mclrec.py", write_config(run), stdout=log) as process,
+    ):
+        yield process
 
 
 def training_workers(driver: int) -> list[psutil.Process]:
@@ -135,18 +137,19 @@ def undisturbed(folder: Path) -> list[float]:
 
 def test_a_killed_worker_costs_no_row_and_doubles_none(folder):
     run = settings(folder, "killed-worker")
-    process = start(folder, run)
-    until_checkpoints(folder / "runs" / "killed-worker", 1, process, folder / "killed-worker.log")
-    workers = training_workers(process.pid)
-    assert len(workers) == 2
-    os.kill(workers[1].pid, signal.SIGKILL)
     log = folder / "killed-worker.log"
-    assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
+    with started(folder, run) as process:
+        until_checkpoints(folder / "runs" / "killed-worker", 1, process, log)
+        workers = training_workers(process.pid)
+        assert len(workers) == 2
+        os.kill(workers[1].pid, signal.SIGKILL)
+        assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
 
     assert_every_row_once(folder, "killed-worker")
     ((run_id, status),) = runs_named(folder, "killed-worker")
     assert status == "FINISHED"
     steps = curve(folder, run_id, "encoder/next_item")
+    assert steps, "no curve"
     assert steps == sorted(set(steps)), "a point of the curve is there twice"
     validated = json.loads((folder / "runs" / "killed-worker" / "validations.json").read_text())
     score, others = validated[max(validated, key=int)][SELECT_BY], elsewhere(undisturbed, folder)
@@ -156,15 +159,10 @@ def test_a_killed_worker_costs_no_row_and_doubles_none(folder):
 
 def test_a_killed_driver_goes_on_with_resume_and_another_number_of_workers(folder):
     run = settings(folder, "killed-driver")
-    process = start(folder, run)
-    until_checkpoints(folder / "runs" / "killed-driver", 1, process, folder / "killed-driver.log")
-    for child in psutil.Process(process.pid).children(recursive=True):
-        child.suspend()
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.wait()
-    for child in children:
-        child.kill()
+    log = folder / "killed-driver.log"
+    with started(folder, run) as process:
+        until_checkpoints(folder / "runs" / "killed-driver", 1, process, log)
+        kill_with_children(process)
 
     refused = run_job("jobs/train_mclrec.py", write_config(run))
     assert refused.returncode == 2
@@ -187,11 +185,13 @@ def test_a_killed_driver_goes_on_with_resume_and_another_number_of_workers(folde
 )
 def test_a_job_that_is_asked_to_end_does_so_in_good_order(folder, asked, said, status):
     run = settings(folder, said)
-    process, log = start(folder, run), folder / f"{said}.log"
-    until_checkpoints(folder / "runs" / said, 1, process, log)
-    workers = training_workers(process.pid)
-    process.send_signal(asked)
-    assert process.wait(timeout=60) == status, log.read_text()[-3000:]
+    log = folder / f"{said}.log"
+    with started(folder, run) as process:
+        until_checkpoints(folder / "runs" / said, 1, process, log)
+        workers = training_workers(process.pid)
+        assert len(workers) == 2
+        process.send_signal(asked)
+        assert process.wait(timeout=120) == status, log.read_text()[-3000:]
     assert log.read_text().splitlines()[-1] == said
     assert "Traceback" not in log.read_text()
     assert "***" not in log.read_text()
@@ -215,8 +215,8 @@ def test_a_job_that_ray_is_told_to_stop_does_so_in_good_order_and_goes_on_with_r
         with log.open("w") as out:
             process = ray_job(*submit, stdout=out, stderr=subprocess.STDOUT)
         until_checkpoints(folder / "runs" / "stopped", 1, process, log)
-        assert ray_job("stop", "stopped", stdout=subprocess.PIPE).wait(timeout=60) == 0
-        process.wait(timeout=60)
+        assert ray_job("stop", "stopped", stdout=subprocess.DEVNULL).wait(timeout=120) == 0
+        process.wait(timeout=120)
         assert "terminated" in log.read_text().splitlines()
         assert "Traceback" not in log.read_text()
         ((_, told),) = runs_named(folder, "stopped")

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from safetensors import safe_open
 
 from distrl.data.store import read_manifest
 from tests.integration.finished_runs import assert_each_row_once, last_checkpoint, only_run
-from tests.integration.servers import REPOSITORY, job_environment, small_run, write_config
+from tests.integration.servers import job_process, small_run, write_config
 from tests.integration.test_faults import training_workers
 from tests.store_factory import make_store
 
@@ -85,19 +84,11 @@ def assert_pages_of_examples_have_titles(runs: Path):
 
 def test_a_worker_killed_in_each_stage_costs_nothing_and_doubles_nothing(folder):
     run, run_folder, log = settings(folder), folder / "runs" / "stages", folder / "log"
-    process = subprocess.Popen(
-        [sys.executable, "jobs/train_laclrec.py", write_config(run)],
-        cwd=REPOSITORY,
-        env=job_environment(),
-        stdout=log.open("a"),
-        stderr=subprocess.STDOUT,
-    )
-    try:
+    command = ["jobs/train_laclrec.py", write_config(run)]
+    with log.open("a") as out, job_process(*command, stdout=out) as process:
         kill_a_worker_after(0.0, run_folder, process, log)
         kill_a_worker_after(PRETRAIN_EPOCHS + 0.1, run_folder, process, log)
         assert process.wait(timeout=400) == 0, log.read_text()[-3000:]
-    finally:
-        process.kill()
 
     manifest = read_manifest(str(folder / "store"))
     assert_each_row_once(run_folder, manifest, EPOCHS)

@@ -342,13 +342,13 @@ def test_a_source_may_be_anything_that_fsspec_opens(cluster, tmp_path):
     assert histories(made.store_uri, manifest)[0] == {1: ["a", "b"], 2: ["a"]}
 
 
-def test_a_wrong_secret_is_one_error_before_ray_is_needed(s3, events, monkeypatch):
+def test_a_wrong_secret_is_one_error_before_ray_is_needed(s3, events, monkeypatch, tmp_path):
     bucket = s3.create_bucket("secret")
     for name, value in s3.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     for made in (
-        config("unused", f"{bucket}/raw/*.parquet"),
+        config(tmp_path / "store", f"{bucket}/raw/*.parquet"),
         config(f"{bucket}/store", events),
     ):
         with pytest.raises(StorageError, match=f"{bucket}.*permission denied; check the cred"):
@@ -375,8 +375,10 @@ def job():
     folder = tempfile.mkdtemp(prefix="prep-", dir="/tmp")
     environment["RAY_TMPDIR"] = folder
 
+    processes = []
+
     def start(*arguments):
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "jobs/prepare.py", *map(str, arguments)],
             cwd=REPOSITORY,
             env=environment,
@@ -384,8 +386,13 @@ def job():
             stderr=subprocess.PIPE,
             text=True,
         )
+        processes.append(process)
+        return process
 
     yield start
+    for process in processes:
+        process.kill()
+        process.wait()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -400,7 +407,7 @@ def test_the_job_prints_what_it_made_and_mistakes_on_one_line(job, tmp_path, bea
         ([*beauty, "num_shards=3"], "num_shards was 8, is 3"),
         ([*beauty, "numshards=3"], "numshards: unknown key (did you mean num_shards?)"),
     ):
-        output, errors = (process := job(*arguments)).communicate(timeout=60)
+        output, errors = (process := job(*arguments)).communicate(timeout=180)
         assert process.returncode == 2
         assert errors.startswith("error: ")
         assert said in errors

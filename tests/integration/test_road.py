@@ -2,8 +2,6 @@
 
 import json
 import secrets
-import subprocess
-import sys
 from itertools import product
 
 import pytest
@@ -11,8 +9,7 @@ import pytest
 from distrl.tracking.curves import curves
 from tests.integration.s3_server import start_s3
 from tests.integration.servers import (
-    REPOSITORY,
-    job_environment,
+    job_process,
     mlflow_server,
     ray_cluster,
     run_job,
@@ -109,7 +106,7 @@ def test_a_wrong_secret_is_one_clear_error_before_any_worker_starts(place):
     wrong = secrets.token_hex(20)
     environment = {**place["environment"], "AWS_SECRET_ACCESS_KEY": wrong}
     settings = write_config(run_settings(place, "wrong-secret"))
-    done = run_job("jobs/train_mclrec.py", settings, environment=environment, timeout_s=60)
+    done = run_job("jobs/train_mclrec.py", settings, environment=environment, timeout_s=180)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "permission denied" in done.stderr
@@ -130,7 +127,7 @@ def test_a_cluster_that_can_never_hold_the_workers_is_told(place, overrides, sai
     settings = write_config(run_settings(place, "too-large"))
     environment = place["environment"]
     done = run_job(
-        "jobs/train_mclrec.py", settings, *overrides, environment=environment, timeout_s=90
+        "jobs/train_mclrec.py", settings, *overrides, environment=environment, timeout_s=180
     )
     assert done.returncode == 2
     assert said in done.stderr
@@ -142,22 +139,16 @@ def test_a_cluster_that_grows_is_waited_for_with_a_word_and_then_trains(place):
     environment = {**place["environment"], "DISTRL_CLUSTER_GROWS": "1"}
     settings = write_config(run_settings(place, "grown"))
     late = ("workers.resources_per_worker={late: 1}", "workers.start_timeout_s=15")
-    job = subprocess.Popen(
-        [sys.executable, "jobs/train_mclrec.py", settings, *late, "training.epochs=1"],
-        cwd=REPOSITORY,
-        env=job_environment(environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert job.stdout is not None
+    command = ["jobs/train_mclrec.py", settings, *late, "training.epochs=1"]
     said = ""
-    for line in job.stdout:
-        if "no step yet" in line and "no step yet" not in said:
-            # By now Ray has given up placing the workers once, and asked anew.
-            place["cluster"].add_node(num_cpus=2, resources={"late": 2})
-        said += line
-    assert job.wait(timeout=60) == 0, said
+    with job_process(*command, environment=environment) as job:
+        assert job.stdout is not None
+        for line in job.stdout:
+            if "no step yet" in line and "no step yet" not in said:
+                # By now Ray has given up placing the workers once, and asked anew.
+                place["cluster"].add_node(num_cpus=2, resources={"late": 2})
+            said += line
+        assert job.wait(timeout=60) == 0, said
     assert "the cluster has 0 late, this job needs 2 at once" in said
     assert "workers start, or wait for the cluster to hold them" in said
     assert "validated epoch 1" in said
@@ -165,6 +156,8 @@ def test_a_cluster_that_grows_is_waited_for_with_a_word_and_then_trains(place):
 
 def test_a_used_name_is_refused_and_nothing_of_the_run_changes(place):
     settings = write_config(run_settings(place, "first"))
-    done = run_job("jobs/train_mclrec.py", settings, environment=place["environment"], timeout_s=60)
+    done = run_job(
+        "jobs/train_mclrec.py", settings, environment=place["environment"], timeout_s=180
+    )
     assert done.returncode == 2
     assert "--resume" in done.stderr

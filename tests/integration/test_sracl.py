@@ -1,14 +1,10 @@
 """SRA-CL under Ray: neighbors joined by readers, a worker killed, and tables that do not fit."""
 
-import subprocess
-import sys
-
 import pytest
 
 from tests.integration.finished_runs import assert_each_row_once, last_checkpoint, only_run
 from tests.integration.servers import (
-    REPOSITORY,
-    job_environment,
+    job_process,
     run_job,
     small_run,
     write_config,
@@ -62,18 +58,10 @@ def test_a_killed_worker_costs_nothing_and_neighbors_come_back_with_the_rows(nea
         folder / "log",
     )
     run["method"]["base"] |= {"model_weight": 0.1, "steps_per_batch": 3}
-    process = subprocess.Popen(
-        [sys.executable, "jobs/train_sracl.py", write_config(run)],
-        cwd=REPOSITORY,
-        env=job_environment(),
-        stdout=log.open("a"),
-        stderr=subprocess.STDOUT,
-    )
-    try:
+    command = ["jobs/train_sracl.py", write_config(run)]
+    with log.open("a") as out, job_process(*command, stdout=out) as process:
         kill_a_worker_after(0.3, run_folder, process, log)
         assert process.wait(timeout=400) == 0, log.read_text()[-3000:]
-    finally:
-        process.kill()
 
     assert_each_row_once(run_folder, manifest, EPOCHS)
     found = only_run(folder / "runs" / "mlflow.db")

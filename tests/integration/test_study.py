@@ -3,12 +3,9 @@
 import csv
 import json
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from distrl.config import load_config
@@ -19,7 +16,7 @@ from distrl.study.study import run_study
 from distrl.study.table import rows
 from distrl.study.trials import trial_folder, trials
 from distrl.train.local import train_locally
-from tests.integration.servers import REPOSITORY, elsewhere, job_environment, run_job
+from tests.integration.servers import elsewhere, job_process, kill_with_children, run_job
 from tests.store_factory import make_store
 
 pytestmark = pytest.mark.slow
@@ -62,23 +59,13 @@ def validations(folder: Path, trial: str) -> list[dict]:
 def kill_midway(config: Path, folder: Path) -> None:
     """Starts the study and kills its driver once the second trial is on its way."""
     log = config.with_suffix(".log")
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "jobs/study.py", str(config)],
-            cwd=REPOSITORY, env=job_environment(), stdout=out, stderr=out,
-        )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while not validations(folder, "001-seed0"):
-        assert process.poll() is None, f"the study ended too early: {log.read_text()[-3000:]}"
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.02)
-    children = psutil.Process(process.pid).children(recursive=True)
-    for child in children:
-        child.suspend()
-    process.kill()
-    process.wait()
-    for child in children:
-        child.kill()
+    with log.open("w") as out, job_process("jobs/study.py", str(config), stdout=out) as process:
+        deadline = time.monotonic() + 200
+        while not validations(folder, "001-seed0"):
+            assert process.poll() is None, f"the study ended too early: {log.read_text()[-3000:]}"
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.02)
+        kill_with_children(process)
 
 
 def in_one_process(config: Path, folder: Path) -> list[dict[str, float]]:

@@ -5,12 +5,13 @@ The two process groups run every case once (`engine_cases`); the tests read what
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.integration.servers import free_port
 
 REPO = Path(__file__).parents[2]
 WORLDS, STAGES = (1, 2), (1, 2, 3)
@@ -27,9 +28,7 @@ def launch(world, *arguments):
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     # Without a PATH nothing can call a compiler.
     env |= {"PATH": "/nonexistent", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     launched = []
     for rank in range(world):
         named = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
@@ -45,7 +44,7 @@ def launch(world, *arguments):
             )
         )
     try:
-        said = [process.communicate(timeout=300)[0] for process in launched]
+        said = [process.communicate(timeout=600)[0] for process in launched]
     finally:
         for process in launched:
             process.kill()

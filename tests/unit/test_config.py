@@ -81,7 +81,9 @@ def test_every_config_opens_with_what_it_is_and_its_command():
 def test_every_command_above_a_config_resolves_and_names_the_files_it_reads(path):
     lines = [line for line in path.read_text().splitlines() if line.startswith("#   ")]
     text = "\n".join(line.removeprefix("#") for line in lines).replace("\\\n", " ")
-    for command in re.findall(r"python (jobs/[^;\n]+)", text):
+    commands = re.findall(r"python (jobs/[^;\n]+)", text)
+    assert commands or "make quickstart" in path.read_text()
+    for command in commands:
         job, config, *overrides = shlex.split(command.replace("$share", "10"))  # of a loop
         job = Path(job).stem
         load_config(NOT_TRAINING.get(job, RunConfig), REPOSITORY / config, overrides)

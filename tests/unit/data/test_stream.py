@@ -4,7 +4,6 @@ import gc
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -101,23 +100,28 @@ def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_wanted(tmp_p
     assert next(batches, None) is None
 
 
-def until_no_thread_makes_batches():
-    deadline = time.monotonic() + 10
-    while any(thread.name == "batches" for thread in threading.enumerate()):
-        assert time.monotonic() < deadline, "the thread goes on"
-        time.sleep(0.01)
+def making_batches():
+    return [thread for thread in threading.enumerate() if thread.name == "batches"]
+
+
+def until_it_ends(thread):
+    thread.join(timeout=30)
+    assert not thread.is_alive(), "the thread goes on"
 
 
 def test_the_thread_ends_when_the_stream_is_closed_or_forgotten(store):
+    before = making_batches()
     closed = stream(store, epochs=50)
     next(closed)
+    (thread,) = [thread for thread in making_batches() if thread not in before]
     closed.close()
-    until_no_thread_makes_batches()
+    until_it_ends(thread)
     forgotten = stream(store, epochs=50)
     next(forgotten)
+    (thread,) = [thread for thread in making_batches() if thread not in before]
     del forgotten
     gc.collect()
-    until_no_thread_makes_batches()
+    until_it_ends(thread)
 
 
 def test_waiting_is_counted_apart_from_the_start(store):

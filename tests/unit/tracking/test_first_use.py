@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 
 def use(uri, barrier, failures):
-    barrier.wait()
+    barrier.wait(100)
     try:
         check_reachable(uri)
     except Exception as error:
@@ -23,7 +23,9 @@ def test_jobs_that_start_together_all_find_a_whole_database(tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     context = multiprocessing.get_context("spawn")
     barrier, failures = context.Barrier(3), context.Queue()
-    jobs = [context.Process(target=use, args=(uri, barrier, failures)) for _ in range(3)]
+    jobs = [
+        context.Process(target=use, args=(uri, barrier, failures), daemon=True) for _ in range(3)
+    ]
     for job in jobs:
         job.start()
     found = [failures.get(timeout=120) for _ in jobs]

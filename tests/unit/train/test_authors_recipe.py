@@ -1,8 +1,4 @@
-"""A short run in `prefix` mode, step for step beside the authors' recipe restated slowly.
-
-Here and not in tests/parity, because it makes this process a process group, which tests of what
-needs none must come before.
-"""
+"""A short run in `prefix` mode, step for step beside the authors' recipe restated slowly."""
 
 import pytest
 import torch
