@@ -40,7 +40,7 @@ from distrl.engine.zero import Engines
 from distrl.methods import build
 from distrl.tracking.config import resolve_tracking_uri
 from distrl.tracking.curves import curves
-from distrl.train.loop import Curves, StopSignal, steps
+from distrl.train.loop import Curves, Wishes, steps
 
 CONFIG = "configs/mclrec/beauty.yaml"
 SKIPPED_STEPS = 50
@@ -116,7 +116,7 @@ def bare_loop(run: RunConfig) -> float:
         seed=run.seed,
         first_step=0,
         rows_per_epoch=manifest.num_trainable_rows,
-        asks_to_stop=StopSignal(),
+        wishes=Wishes(),
     ):
         if done.step == SKIPPED_STEPS:
             start, targets = time.perf_counter(), 0

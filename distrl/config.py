@@ -8,9 +8,10 @@ import difflib
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
+from annotated_types import Ge
 from pydantic import (
     BaseModel,
     Field,
@@ -44,8 +45,10 @@ class WorkersConfig(Config):
     """Compute threads of a worker's process."""
     resources_per_worker: dict[str, float] = Field(default_factory=dict)
     """Further Ray resources for each worker, such as {"accelerator_type:H200": 0.001}."""
-    max_failures: NonNegativeInt = 3
-    """How often a worker group is started again from the last checkpoint before the run fails."""
+    max_failures: Annotated[int, Ge(-1)] = 3
+    """How often a worker group is started again from the last checkpoint before the run fails; -1:
+    without end, for runs of days on nodes that come and go. Lost nodes that the cluster announced
+    are not counted."""
     start_timeout_s: PositiveFloat = 120.0
     """How long Ray waits for the cluster to place all workers before it asks anew, which it does
     without end: a cluster that lost a node is waited for."""
@@ -58,6 +61,9 @@ class TrainingConfig(Config):
     """Passes over the store. An epoch is rows consumed over rows in the store."""
     checkpoint_every_steps: PositiveInt | None = None
     """Steps between checkpoints, besides the one at the end of each epoch; None: epochs alone."""
+    checkpoint_every_minutes: PositiveFloat | None = 30.0
+    """Minutes after the last checkpoint, or the start, at which another one is made: the most that
+    a lost node costs. None: whatever an epoch takes."""
     keep_checkpoints: PositiveInt = 2
     """Checkpoints kept: the best by validation, and the latest always."""
     validate_every_epochs: PositiveInt = 1

@@ -12,8 +12,11 @@ from distrl.tracking.run_log import RunLog
 
 START_FILE = "run.json"
 RESULT_FILE = "result.json"
-CHANGEABLE = ("commit", "workers", "evaluation", "tracking", "training")
-"""What may differ when a run is resumed: it decides how, not what, is trained."""
+CHANGEABLE = (
+    "commit", "workers", "evaluation", "tracking", "training", "data.read_tasks", "data.read_cpus",
+    "data.read_ahead_bytes", "data.prefetch_batches", "data.verify_checksums",
+)  # fmt: skip
+"""What may differ when a run is resumed, sections and keys: how, not what, is trained."""
 
 
 class RunFolder:
@@ -104,8 +107,8 @@ class RunFolder:
                     f"{self.uri} began with {what}={before[:12]}, which is now {now[:12]}: resume "
                     "with what it began with"
                 )
-        before = {k: v for k, v in _flat(started["config"]) if k.split(".")[0] not in CHANGEABLE}
-        now = {k: v for k, v in _flat(settings) if k.split(".")[0] not in CHANGEABLE}
+        before = {k: v for k, v in _flat(started["config"]) if not _is_changeable(k)}
+        now = {k: v for k, v in _flat(settings) if not _is_changeable(k)}
         differ = [
             f"{key}={now.get(key)!r} (was {before.get(key)!r})"
             for key in sorted(before.keys() | now.keys())
@@ -115,6 +118,10 @@ class RunFolder:
             raise ConfigError(
                 f"{self.uri} cannot be resumed with another config: {', '.join(differ)}"
             )
+
+
+def _is_changeable(key: str) -> bool:
+    return key in CHANGEABLE or key.split(".")[0] in CHANGEABLE
 
 
 def _commit(run: RunConfig) -> dict[str, str]:

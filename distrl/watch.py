@@ -45,10 +45,12 @@ class TellFailures(ray.train.UserCallback):
     ) -> None:
         """One line for each worker that failed."""
         for rank, error in worker_exceptions.items():
-            last = str(cause(error)).strip().splitlines() or [type(error).__name__]
+            found = cause(error)
+            lines = str(found).strip().splitlines() or [type(error).__name__]
+            # Of other errors Ray gives a trace, which ends with what went wrong.
+            said = lines[0] if isinstance(found, DistrlError) else lines[-1]
             self._monitor.tell.remote(
-                f"warning: worker {rank} failed: {last[-1]}; all workers go on from the last "
-                "checkpoint"
+                f"warning: worker {rank} failed: {said}; all workers go on from the last checkpoint"
             )
 
 

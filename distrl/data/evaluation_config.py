@@ -11,7 +11,7 @@ RankingProtocol = Literal["full", "sampled99"]
 
 
 class EvaluationConfig(Config):
-    """Ranking of held-out items. Nothing here but the first six changes a metric."""
+    """Ranking of held-out items. Nothing here but the first seven changes a metric."""
 
     protocol: RankingProtocol = "full"
     """`full` ranks each target against the whole catalog. `sampled99` ranks it against 99 different
@@ -26,6 +26,9 @@ class EvaluationConfig(Config):
     length_bounds: tuple[PositiveInt, ...] = (5, 8, 20, 50)
     """Inclusive upper ends, rising, of the buckets of the table by length; a user's length counts
     the held-out items too, as in MCLRec's Table 5."""
+    validation_users: PositiveInt | None = None
+    """Users that the validation split is ranked for, or a few more: those of the store's first
+    shards, which are as random as any. None: all. The test split is always ranked whole."""
     noise_share: Annotated[float, Ge(0), Le(1)] = 0.0
     """Random items put into each history before the model reads it, as a share of the items that
     it would read: robustness to noise, as in MCLRec's Fig. 7, which leaves the procedure open.

@@ -205,7 +205,11 @@ def _ours(error: BaseException) -> BaseException:
     inner: BaseException | None = error
     while inner is not None and type(inner).__module__ != DistrlError.__module__:
         inner = inner.cause if isinstance(inner, RayTaskError) else inner.__cause__
-    return inner or error
+    if inner is None:
+        return error
+    said, added, _ = str(inner).partition("\nFailed to apply UDF")
+    # Ray Data appends what its own retries did, and how to change them.
+    return type(inner)(said) if added else inner
 
 
 def batches(

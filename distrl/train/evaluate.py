@@ -8,6 +8,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from itertools import accumulate
 from operator import add
 from typing import Any
 
@@ -21,7 +22,7 @@ from distrl.data.store import read_manifest
 from distrl.errors import ConfigError, SchemaError
 from distrl.ops.metrics import RankCounts
 from distrl.ops.negatives import NUM_NEGATIVES
-from distrl.schema import PAD_ID, Manifest, Split
+from distrl.schema import PAD_ID, Manifest, Shard, Split
 from distrl.train.baselines import count_training_items, popularity_ranks
 from distrl.train.fleet import count_on_ray, ranking_fleet
 from distrl.train.progress import Progress
@@ -115,13 +116,24 @@ def evaluate_model(
     manifest = read_manifest(store_uri)
     _check_catalog(method, manifest, store_uri, item_map)
     check_protocol(config, manifest, store_uri, item_map)
-    progress = Progress(manifest.num_users)
+    shards = ranked_shards(manifest, split, config)
+    progress = Progress(sum(shard.rows for shard in shards))
     popularity = None
     if baselines:
         popularity = _popularity(count_on_ray(store_uri, manifest, config), config)
     task = RankingTask(max_len, store_uri, split, config, popularity, item_map)
-    with ranking_fleet(method, task, len(manifest.sequences)) as fleet:
-        return _result(fleet.rank(manifest.sequences, progress.add), split, config, progress)
+    with ranking_fleet(method, task, len(shards)) as fleet:
+        return _result(fleet.rank(shards, progress.add), split, config, progress)
+
+
+def ranked_shards(manifest: Manifest, split: Split, config: EvaluationConfig) -> tuple[Shard, ...]:
+    """Shards of a split that are ranked: all, or the first that have `validation_users`."""
+    wanted = config.validation_users
+    if split != "validation" or wanted is None:
+        return manifest.sequences
+    before = accumulate((shard.rows for shard in manifest.sequences), initial=0)
+    pairs = zip(manifest.sequences, before, strict=False)
+    return tuple(shard for shard, users in pairs if users < wanted)
 
 
 def evaluate_local(
@@ -138,7 +150,8 @@ def evaluate_local(
     manifest = read_manifest(store_uri)
     _check_catalog(method, manifest, store_uri, item_map)
     check_protocol(config, manifest, store_uri, item_map)
-    progress = Progress(manifest.num_users)
+    shards = ranked_shards(manifest, split, config)
+    progress = Progress(sum(shard.rows for shard in shards))
     popularity = None
     if baselines:
         counted = (
@@ -148,7 +161,7 @@ def evaluate_local(
         popularity = _popularity(reduce(add, counted), config)
     task = RankingTask(max_len, store_uri, split, config, popularity, item_map)
     ranker = Ranker(copy.deepcopy(method), task)
-    tallies = (ranker.rank(shard, progress.add) for shard in manifest.sequences)
+    tallies = (ranker.rank(shard, progress.add) for shard in shards)
     return _result(tallies, split, config, progress)
 
 

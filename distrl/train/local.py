@@ -18,7 +18,7 @@ from distrl.engine.collectives import ensure_process_group
 from distrl.schema import Config
 from distrl.train.evaluate import evaluate_local
 from distrl.train.kept import KeptCheckpoints
-from distrl.train.loop import Curves, Step, StopSignal, steps
+from distrl.train.loop import Curves, Step, Wishes, steps
 from distrl.train.mending import MendingProbe
 from distrl.train.monitor import SELECT_BY
 from distrl.train.state import TrainingState
@@ -122,7 +122,7 @@ def train_locally(run: RunConfig, folder_uri: str) -> Iterator[Validated]:
             seed=run.seed,
             first_step=state.step,
             rows_per_epoch=state.rows_per_epoch,
-            asks_to_stop=StopSignal(),
+            wishes=Wishes(),
         ):
             state.took(done)
             stretch.add(done)

@@ -29,6 +29,8 @@ class Step:
     """What this worker took; None where it has run out."""
     stop: bool
     """A worker asked for the end of training."""
+    save: bool = False
+    """A worker asked for a checkpoint."""
 
 
 @dataclass(slots=True)
@@ -61,10 +63,13 @@ class Curves:
 
 
 @dataclass(slots=True)
-class StopSignal:
-    """Raised by the worker that learns that training should end."""
+class Wishes:
+    """What one worker, which learns of the time or of the monitor, wants all to do."""
 
-    wished: bool = False
+    stop: bool = False
+    """End training."""
+    save: bool = False
+    """Commit a checkpoint."""
 
 
 def step_seed(seed: int, step: int, worker: int) -> int:
@@ -84,7 +89,7 @@ def steps(
     seed: int,
     first_step: int,
     rows_per_epoch: int,
-    asks_to_stop: StopSignal,
+    wishes: Wishes,
 ) -> Iterator[Step]:
     """Trains on every batch and yields after each, until all workers have run out.
 
@@ -101,7 +106,7 @@ def steps(
         seed: Of the run.
         first_step: Steps already taken, by this process or by one before a restart.
         rows_per_epoch: Samples of the store in an epoch.
-        asks_to_stop: Read once a step; one worker's wish ends the training of all.
+        wishes: Read once a step; one worker's wish is carried out by all after the next one.
 
     Raises:
         DivergedError: On all ranks, if any rank's loss is not finite.
@@ -112,8 +117,8 @@ def steps(
         (batch, consumed), error = _next(batches, empty)
         taken = 0 if consumed is None else len(consumed.serial)
         mine = {unit: batch.count(unit) for unit in MEAN_UNITS}
-        samples, wishes, errors, *totals = sum_over_ranks(
-            [taken, asks_to_stop.wished, bool(error), *mine.values()]
+        samples, stops, saves, errors, *totals = sum_over_ranks(
+            [taken, wishes.stop, wishes.save, bool(error), *mine.values()]
         )
         everyone = dict(zip(MEAN_UNITS, totals, strict=True))
         if errors:
@@ -130,7 +135,8 @@ def steps(
             terms = engines.step(batch, phase, shares, step=step)
             curves.add(phase.name, terms, batch, engines.units)
         step, consumed_before = step + 1, consumed_before + int(samples)
-        yield Step(step, int(samples), int(everyone["target"]), consumed, wishes > 0)
+        targets = int(everyone["target"])
+        yield Step(step, int(samples), targets, consumed, stops > 0, saves > 0)
 
 
 def _next(

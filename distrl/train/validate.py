@@ -41,6 +41,20 @@ def validate(
         CheckpointError: If the checkpoint is torn.
         SchemaError: If the store is torn.
     """
+    try:
+        metrics = _ranked(checkpoint, store_uri, config)
+    except Exception as error:
+        # Ray Train only logs it, and training would go on to an end without a best checkpoint.
+        if monitor is not None:
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            monitor.tell.remote(f"warning: validating step {step} failed: {said[0]}")
+        raise
+    if monitor is not None:
+        ray.get(monitor.validated.remote(step, epoch, metrics))
+    return metrics
+
+
+def _ranked(checkpoint: Checkpoint, store_uri: str, config: EvaluationConfig) -> dict[str, float]:
     cutoffs = tuple(sorted({*config.cutoffs, ALWAYS_CUTOFF}))
     config = config.model_copy(update={"cutoffs": cutoffs})
     num_items = read_manifest(store_uri).num_items
@@ -50,7 +64,4 @@ def validate(
         method, catalog.max_len, store_uri, "validation", config, baselines=False
     )
     metrics = {f"val/{name.removeprefix('kept/')}": value for name, value in result.metrics.items()}
-    metrics["val/num_users"] = float(result.num_users)
-    if monitor is not None:
-        ray.get(monitor.validated.remote(step, epoch, metrics))
-    return metrics
+    return {**metrics, "val/num_users": float(result.num_users)}

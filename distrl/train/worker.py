@@ -18,11 +18,11 @@ from distrl.data.beside import read_beside
 from distrl.data.samples import BatchMaker, empty_batch
 from distrl.data.stream import batches
 from distrl.engine.collectives import ensure_process_group, gather_objects, rank, world_size
-from distrl.errors import DistrlError
+from distrl.errors import DistrlError, StorageError
 from distrl.schema import Manifest
 from distrl.train.collapse import CollapseProbe
 from distrl.train.examples import item_names, page
-from distrl.train.loop import Curves, Step, StopSignal, steps
+from distrl.train.loop import Curves, Step, Wishes, steps
 from distrl.train.mending import MendingProbe
 from distrl.train.state import TrainingState
 
@@ -47,10 +47,16 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any]:
     Returns:
         {"steps": int, "error": DistrlError or None}. A loss that is not finite, or a torn shard, is
         an answer and not an exception: Ray would start the workers again to see it once more.
+
+    Raises:
+        StorageError: If the store cannot be read; it may be there again when Ray starts the workers
+            again.
     """
     worker = _Worker(task["task"])
     try:
         worker.train()
+    except StorageError:
+        raise
     except DistrlError as error:
         return {"steps": worker.state.step, "error": error}
     return {"steps": worker.state.step, "error": None}
@@ -87,7 +93,7 @@ class _Worker:
         maker = BatchMaker.of(run.data, state.method, manifest.num_items, run.seed, beside)
         self.mending = MendingProbe(state, manifest, maker)
         stream = batches(shard, run.data, maker, batch_size=run.data.batch_size // world_size())
-        curves, stop = Curves(), StopSignal()
+        curves, wishes, saved_at = Curves(), Wishes(), time.monotonic()
         consumed = state.ledger.total
         meter = _Meter(consumed, state.rows_per_epoch * training.epochs)
         for done in steps(
@@ -100,7 +106,7 @@ class _Worker:
             seed=run.seed,
             first_step=state.step,
             rows_per_epoch=state.rows_per_epoch,
-            asks_to_stop=stop,
+            wishes=wishes,
         ):
             state.took(done)
             before, consumed = consumed, consumed + done.samples
@@ -109,18 +115,27 @@ class _Worker:
                 self._log(meter, curves, consumed)
             finished = consumed // state.rows_per_epoch
             every = training.checkpoint_every_steps
-            if finished > before // state.rows_per_epoch:
+            saves = done.save or (every is not None and done.step % every == 0)
+            ends = finished > before // state.rows_per_epoch
+            if ends or saves:
+                saved_at = time.monotonic()
+            wishes.save = rank() == 0 and self._is_due(saved_at)
+            if ends:
                 self._log(meter, curves, consumed)
                 self._judge(finished - 1)
                 due = finished % training.validate_every_epochs == 0 or finished >= training.epochs
                 self._checkpoint(validate=due and state.method.can_rank(finished - 1))
-                stop.wished = rank() == 0 and ray.get(self.task.monitor.should_stop.remote())
-            elif every is not None and done.step % every == 0:
+                wishes.stop = rank() == 0 and ray.get(self.task.monitor.should_stop.remote())
+            elif saves:
                 self._checkpoint(validate=False)
             if done.stop:
                 break
         if state.has_news():
             self._checkpoint(validate=True)
+
+    def _is_due(self, saved_at: float) -> bool:
+        minutes = self.run.training.checkpoint_every_minutes
+        return minutes is not None and time.monotonic() - saved_at >= 60 * minutes
 
     def _judge(self, epoch: int) -> None:
         """What the method says of itself after an epoch. Collective."""

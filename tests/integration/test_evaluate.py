@@ -1,11 +1,14 @@
 """Ranking a store: the same numbers however it is cut up, and the job that prints them."""
 
+import copy
 import json
 import math
 import sys
 import tempfile
 from collections import Counter
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +32,14 @@ from distrl.ops.ragged import Ragged
 from distrl.schema import MANIFEST_NAME
 from distrl.serving.artifact import Artifact
 from distrl.serving.recommender import Recommender
-from distrl.train.evaluate import evaluate_local, evaluate_model, write_best_items
+from distrl.train.evaluate import (
+    evaluate_local,
+    evaluate_model,
+    ranked_shards,
+    write_best_items,
+)
 from distrl.train.fleet import ranking_fleet
-from distrl.train.ranker import RankingTask
+from distrl.train.ranker import Ranker, RankingTask
 from distrl.train.report import as_csv, as_json, length_table, main_table, picture
 from distrl.train.validate import validate
 from jobs.command import run
@@ -331,16 +339,61 @@ def test_validation_ranks_a_checkpoint_on_the_validation_split(stores, method, c
     assert metrics["val/num_users"] == sum(len(s) >= 3 for s in random_sequences())
 
 
-def test_validation_of_something_else_is_refused(stores, tmp_path):
+@pytest.mark.parametrize(("wanted", "num_shards"), [(1, 1), (10_000, 5), (None, 5)])
+def test_validation_of_some_users_ranks_those_of_the_first_shards(
+    stores, method, wanted, num_shards
+):
+    config = ALL_RANKS.model_copy(update={"validation_users": wanted})
+    result = evaluate_local(method, MAX_LEN, stores[5], "validation", config)
+    task = RankingTask(MAX_LEN, stores[5], "validation", config, popularity=None, item_map=None)
+    ranker = Ranker(copy.deepcopy(method), task)
+    shards = read_manifest(stores[5]).sequences[:num_shards]
+    expected = reduce(add, (ranker.rank(shard) for shard in shards))
+    same = result.ranks["model/kept"].counts, expected.ranks["model/kept"].counts
+    np.testing.assert_array_equal(*same)
+    assert 0 < result.num_users <= sum(shard.rows for shard in shards)
+    # The test split is always ranked whole.
+    whole = evaluate_local(method, MAX_LEN, stores[5], "test", config)
+    assert whole.num_users == sum(len(sequence) >= 2 for sequence in random_sequences())
+
+
+def test_a_few_more_users_than_are_wanted_come_with_their_shards(stores):
+    manifest = read_manifest(stores[5])
+    first, second, *_ = (shard.rows for shard in manifest.sequences)
+    for wanted, rows in ((first, first), (first + 1, first + second)):
+        config = EvaluationConfig(validation_users=wanted)
+        assert sum(s.rows for s in ranked_shards(manifest, "validation", config)) == rows
+
+
+@ray.remote
+class Told:
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.messages = []
+
+    def tell(self, message):
+        self.messages.append(message)
+
+    def all(self):
+        return self.messages
+
+
+def test_validation_of_something_else_is_refused_and_the_user_is_told(cluster, stores, tmp_path):
     (tmp_path / "run.json").write_text("{}")
+    told = Told.remote()
     with pytest.raises(CheckpointError, match=r"holds no model.safetensors"):
         validate(
             Checkpoint.from_directory(tmp_path),
             store_uri=stores[5],
             config=ALL_RANKS,
-            step=0,
+            step=12,
             epoch=0.0,
+            monitor=told,
         )
+    (message,) = ray.get(told.all.remote())
+    assert message.startswith("warning: validating step 12 failed: ")
+    assert "holds no model.safetensors" in message
 
 
 def test_the_job_prints_and_writes_one_checkpoints_figures(stores, checkpoint, method, tmp_path):

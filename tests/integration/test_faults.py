@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,14 +86,19 @@ def training_workers(driver: int) -> list[psutil.Process]:
     return found
 
 
-def until_checkpoints(run_folder: Path, count: int, process: subprocess.Popen, log: Path) -> None:
+def until(holds: Callable[[], bool], process: subprocess.Popen, log: Path) -> None:
     deadline = time.monotonic() + 200
-    while time.monotonic() < deadline:
-        if len(list(run_folder.glob("checkpoint-*/progress.json"))) >= count:
-            return
+    while not holds():
         assert process.poll() is None, f"training ended too early: {log.read_text()[-3000:]}"
+        assert time.monotonic() < deadline, f"it does not come to hold: {log.read_text()[-3000:]}"
         time.sleep(0.05)
-    raise AssertionError(f"no {count} checkpoints: {log.read_text()[-3000:]}")
+
+
+def until_checkpoints(run_folder: Path, count: int, process: subprocess.Popen, log: Path) -> None:
+    def holds() -> bool:
+        return len(list(run_folder.glob("checkpoint-*/progress.json"))) >= count
+
+    until(holds, process, log)
 
 
 def assert_every_row_once(folder: Path, name: str) -> None:
@@ -241,6 +246,27 @@ def test_a_shard_that_changed_in_place_ends_the_run_in_one_line(folder):
     assert "sha256" in line
     assert "Traceback" not in done.stderr
     assert not (folder / "runs" / "torn" / "result.json").exists()
+
+
+def test_a_store_that_is_away_for_a_while_costs_no_row(folder):
+    run = settings(folder, "away")
+    run["training"] |= {"checkpoint_every_steps": None, "checkpoint_every_minutes": 0.02}
+    run["data"]["store_uri"] = str(folder / "away-store")
+    shutil.copytree(folder / "store", folder / "away-store")
+    shard = folder / "away-store" / "sequences" / "part-00002.parquet"
+    log = folder / "away.log"
+    with started(folder, run) as process:
+        until(lambda: "MLflow run" in log.read_text(), process, log)
+        # The driver has seen the store whole; the workers have not begun to read.
+        shard.rename(folder / "away.parquet")
+        until(lambda: "part-00002.parquet: it does not exist; all" in log.read_text(), process, log)
+        (folder / "away.parquet").rename(shard)
+        assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
+    assert_every_row_once(folder, "away")
+    ((run_id, status),) = runs_named(folder, "away")
+    assert status == "FINISHED"
+    # Views are measured at each checkpoint, and time makes more of them than epochs do.
+    assert len(curve(folder, run_id, "views/data/alignment")) > EPOCHS
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_phase_step_and_terms(folder):

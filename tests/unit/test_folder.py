@@ -29,6 +29,8 @@ def test_a_run_is_reopened_with_what_it_began_with(started):
     assert {what: start[what] for what in MADE_OF} == MADE_OF
     longer = run.model_copy(update={"training": run.training.model_copy(update={"epochs": 99})})
     assert folder.open(longer, MADE_OF, uri, resume=True) == run_id
+    faster = run.model_copy(update={"data": run.data.model_copy(update={"read_tasks": 4})})
+    assert folder.open(faster, MADE_OF, uri, resume=True) == run_id
 
 
 @pytest.mark.parametrize("what", MADE_OF)
@@ -43,6 +45,9 @@ def test_another_config_is_refused(started):
     folder, run, uri, _ = started
     other = run.model_copy(update={"seed": run.seed + 1})
     with pytest.raises(ConfigError, match=r"another config: seed=1 \(was 0\)"):
+        folder.open(other, MADE_OF, uri, resume=True)
+    other = run.model_copy(update={"data": run.data.model_copy(update={"batch_size": 32})})
+    with pytest.raises(ConfigError, match=r"data\.batch_size=32 \(was 64\)"):
         folder.open(other, MADE_OF, uri, resume=True)
 
 

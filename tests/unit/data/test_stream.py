@@ -11,8 +11,8 @@ import pytest
 from distrl.data.config import DataConfig
 from distrl.data.plan import Ledger
 from distrl.data.samples import BatchMaker
-from distrl.data.stream import local_batches
-from distrl.errors import SchemaError
+from distrl.data.stream import _ours, local_batches
+from distrl.errors import SchemaError, StorageError
 from tests.store_factory import make_store
 
 STORE = "hash"
@@ -98,6 +98,17 @@ def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_wanted(tmp_p
     with pytest.raises(SchemaError, match="part-00000"):
         next(batches)
     assert next(batches, None) is None
+
+
+def test_what_ray_adds_to_a_users_mistake_is_left_out():
+    mistake = StorageError("cannot read x: it does not exist\nFailed to apply UDF transform after")
+    wrapped = ValueError("of Ray")
+    wrapped.__cause__ = mistake
+    found = _ours(wrapped)
+    assert (type(found), str(found)) == (StorageError, "cannot read x: it does not exist")
+    assert _ours(found) is found
+    other = ValueError("no mistake of the user's")
+    assert _ours(other) is other
 
 
 def making_batches():

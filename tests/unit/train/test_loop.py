@@ -13,7 +13,7 @@ from distrl.engine.config import EngineConfig
 from distrl.engine.zero import Engines
 from distrl.errors import DivergedError, SchemaError
 from distrl.methods import build, parse_method
-from distrl.train.loop import Curves, StopSignal, step_seed, steps
+from distrl.train.loop import Curves, Wishes, step_seed, steps
 from tests.store_factory import make_store
 
 SEQUENCES = [[1 + (u + i) % 12 for i in range(4 + u % 5)] for u in range(20)]
@@ -25,7 +25,7 @@ def store(tmp_path):
     return manifest, DataConfig(store_uri=str(tmp_path / "store"), batch_size=8, max_len=6)
 
 
-def run(store, *, lr=1e-2, stop=None, epochs=1, **engine):
+def run(store, *, lr=1e-2, wishes=None, epochs=1, **engine):
     manifest, config = store
     ensure_process_group("gloo")
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def run(store, *, lr=1e-2, stop=None, epochs=1, **engine):
             seed=0,
             first_step=0,
             rows_per_epoch=manifest.num_trainable_rows,
-            asks_to_stop=stop or StopSignal(),
+            wishes=wishes or Wishes(),
         ):
             ledger.add(done.consumed.epoch, done.consumed.shard, done.consumed.serial)
             taken.append(done)
@@ -97,9 +97,16 @@ def test_learning_rates_follow_the_samples_consumed(store):
 
 
 def test_a_wish_to_stop_ends_training_after_the_step(store):
-    taken, *_ = run(store, stop=StopSignal(wished=True))
+    taken, *_ = run(store, wishes=Wishes(stop=True))
     assert len(taken) == 1
     assert taken[0].stop
+
+
+def test_a_wish_for_a_checkpoint_is_told_with_the_step_and_ends_nothing(store):
+    taken, *_ = run(store, wishes=Wishes(save=True))
+    assert [(done.save, done.stop) for done in taken] == [(True, False)] * 3
+    taken, *_ = run(store)
+    assert not any(done.save for done in taken)
 
 
 def test_a_loss_that_is_not_finite_raises_and_names_phase_and_step(store):
