@@ -42,6 +42,9 @@ from distrl.schema import MANIFEST_NAME, Manifest, Shard
 _MB = 1 << 20
 _SMALLEST_PARTITION_MB = 8
 _MAX_PARTITIONS = 4096
+_PIECE_KB = 256
+"""Least size of what one chunk of events gives to one partition, about: Ray hands results below 100
+KB to the driver itself, which would hold the whole log."""
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +109,8 @@ class _Preparation:
         self._config, self._files, self._columns, self._say = config, files, columns, say
         cluster_cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._limit = config.num_cpus or cluster_cpus
-        self._num_partitions = config.num_partitions or self._derived_partitions()
+        megabytes = sum(file.size for file in files) * columns.inflation / _MB
+        self._num_partitions = derived_partitions(config, megabytes, self._limit)
         self._left: list[str] = []
         """Interactions left after each step, for the error that nothing is."""
 
@@ -146,12 +150,6 @@ class _Preparation:
         storage.write_bytes(storage.join(store_uri, MANIFEST_NAME), content)
         return manifest
 
-    def _derived_partitions(self) -> int:
-        megabytes = sum(file.size for file in self._files) * self._columns.inflation / _MB
-        needed = math.ceil(megabytes / self._config.partition_mb)
-        for_speed = min(2 * self._limit, math.ceil(megabytes / _SMALLEST_PARTITION_MB))
-        return min(max(needed, for_speed, 1), _MAX_PARTITIONS)
-
     def _note_left(self, step: str, interactions: int) -> None:
         """Remembers what a step left over.
 
@@ -167,7 +165,7 @@ class _Preparation:
         """For each partition, references to its events in the order of the input."""
         config, num = self._config, self._num_partitions
         cleaner = EventCleaner(config.source, config.filters, self._columns)
-        chunk_bytes = config.chunk_mb * _MB
+        chunk_bytes = reading_bytes(config, num)
         units = reading_units(
             self._files, self._columns.format, self._columns.inflation, chunk_bytes
         )
@@ -259,6 +257,27 @@ class _Preparation:
         per_interaction = 4 if self._columns.time == "none" else 12
         needed = math.ceil(work.interactions * per_interaction / (self._config.shard_mb * _MB))
         return min(needed, work.users)
+
+
+def derived_partitions(config: PrepareConfig, megabytes: float, limit: int) -> int:
+    """Groups of users: small enough for a task, and for many CPUs more, but not into crumbs.
+
+    Args:
+        config: May say it outright.
+        megabytes: Of all rows in memory.
+        limit: Tasks at a time.
+    """
+    if config.num_partitions is not None:
+        return config.num_partitions
+    needed = math.ceil(megabytes / config.partition_mb)
+    crumbs = max(1, config.chunk_mb * 1024 // _PIECE_KB)
+    for_speed = min(2 * limit, math.ceil(megabytes / _SMALLEST_PARTITION_MB), crumbs)
+    return min(max(needed, for_speed, 1), _MAX_PARTITIONS)
+
+
+def reading_bytes(config: PrepareConfig, num_partitions: int) -> int:
+    """Bytes of events that a reading task holds: chunk_mb, or more where partitions are many."""
+    return max(config.chunk_mb * _MB, num_partitions * _PIECE_KB * 1024)
 
 
 def _type_name(type_: pa.DataType) -> Literal["string", "int64"]:

@@ -1,0 +1,35 @@
+"""How a log is cut for its size, without a log of that size."""
+
+import pytest
+
+from distrl.data.prepare import derived_partitions, reading_bytes
+from distrl.data.prepare_config import PrepareConfig
+
+MB = 2**20
+
+
+def config(**changes):
+    return PrepareConfig.model_validate({"store_uri": "s", "source": {"uri": "x.csv"}, **changes})
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "limit", "partitions"),
+    [
+        (1, 2, 1),
+        (100, 2, 4),
+        (100, 64, 13),  # of 8 MB each at least
+        (10_000, 2, 40),  # of 256 MB
+        (10_000, 512, 256),  # not 1,024: a chunk of 64 MB would give each a piece of 64 KB
+        (400_000, 512, 1_563),
+        (5_000_000, 512, 4_096),
+    ],
+)
+def test_partitions_follow_the_size_and_the_cpus_but_not_into_crumbs(megabytes, limit, partitions):
+    assert derived_partitions(config(), megabytes, limit) == partitions
+    assert derived_partitions(config(num_partitions=7), megabytes, limit) == 7
+
+
+def test_a_chunk_gives_each_of_many_partitions_more_than_ray_hands_to_the_driver():
+    assert reading_bytes(config(), 4) == reading_bytes(config(), 256) == 64 * MB
+    assert reading_bytes(config(), 1_563) == 1_563 * MB // 4
+    assert reading_bytes(config(chunk_mb=512), 1_563) == 512 * MB
