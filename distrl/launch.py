@@ -9,6 +9,7 @@ from typing import Any
 import ray
 import ray.data
 import ray.train
+from ray.exceptions import RayError
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -241,7 +242,12 @@ def _validation_task(run: RunConfig, monitor: Any) -> ray.train.ValidationTaskCo
 
 def _deliver(monitor: Any, folder: RunFolder, say: Say) -> None:  # noqa: ANN401
     """What MLflow could not take goes into a file beside the run, and the user is told."""
-    undelivered = ray.get(monitor.close.remote(30.0))
+    try:
+        undelivered = ray.get(monitor.close.remote(30.0))
+    except RayError as error:
+        # What ended the run, if anything did, is what the user must read.
+        say(f"warning: the run's monitor died, and curves may have gaps: {error}")
+        return
     if undelivered:
         folder.write("undelivered-metrics.json", json.dumps(undelivered))
         say(
