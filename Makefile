@@ -5,8 +5,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 # Logical threads of each process; processes are what runs side by side here.
 export OMP_NUM_THREADS ?= 1
-# Test files that run side by side, each with clusters and servers of its own; in the order of their
-# names, so that those that take longest come first.
+# One for the tests that start clusters, which comes first and takes longest, one for the others.
 TEST_PROCESSES ?= 2
 
 # torch comes first and alone: any other order can pull several GB of another build. The weights of
@@ -23,7 +22,7 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(TEST_PROCESSES) \
-		--dist loadfile --no-loadscope-reorder
+		--dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -29,3 +29,13 @@ def beauty_file() -> Path:
         "(one user a line, `user item item ...`)"
     )
     return path
+
+
+def pytest_collection_modifyitems(items):
+    """With two processes one takes all that starts clusters, in turn, and the other the rest.
+
+    Two clusters at once on two cores starve each other: Ray gives a node 30 s to start.
+    """
+    for item in items:
+        clusters = "integration" in item.path.parts
+        item.add_marker(pytest.mark.xdist_group("clusters" if clusters else str(item.path)))
