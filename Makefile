@@ -21,8 +21,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python jobs/quickstart.py
 
 test: $(VENV)/.installed
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(TEST_PROCESSES) \
-		--dist loadgroup --no-loadscope-reorder
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(TEST_PROCESSES) --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

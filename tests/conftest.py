@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from xdist.scheduler import LoadFileScheduling
 
 install_import_hook(["distrl.ops", "distrl.nn", "distrl.methods"], "beartype.beartype")
 
@@ -31,11 +32,18 @@ def beauty_file() -> Path:
     return path
 
 
-def pytest_collection_modifyitems(items):
-    """With two processes one takes all that starts clusters, in turn, and the other the rest.
+class ClustersInTurn(LoadFileScheduling):
+    """One process takes all that starts clusters, in turn, and the others the other files.
 
     Two clusters at once on two cores starve each other: Ray gives a node 30 s to start.
     """
-    for item in items:
-        clusters = "integration" in item.path.parts
-        item.add_marker(pytest.mark.xdist_group("clusters" if clusters else str(item.path)))
+
+    def _split_scope(self, nodeid):
+        if nodeid.startswith("tests/integration/"):
+            return "clusters"
+        return super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return ClustersInTurn(config, log)
