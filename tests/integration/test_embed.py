@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -38,7 +37,7 @@ from distrl.train.saved import read_checkpoint
 from jobs import embed as job
 from tests.integration.embedding_server import embedding_server
 from tests.integration.models import random_model
-from tests.integration.servers import ray_here
+from tests.integration.servers import kill_with_children, ray_here
 from tests.store_factory import make_store
 
 REPOSITORY = Path(__file__).parents[2]
@@ -480,11 +479,8 @@ def test_a_killed_job_goes_on_and_asks_for_no_finished_part_twice(store, server,
             assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
-        started = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.wait()
-    # Ray's own processes notice that they are alone.
-    assert not psutil.wait_procs(started, timeout=60)[1]
+        # With what Ray started, which would go on for as long as the server holds its requests.
+        kill_with_children(process)
     server.release()
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/part-*.parquet")}
     assert 3 <= len(before) < 8
