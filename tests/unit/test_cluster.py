@@ -54,6 +54,9 @@ def test_a_cluster_that_grows_is_waited_for_and_the_log_says_for_what(monkeypatc
     gpus = [Need("training workers", {"GPU": 2.0}, 4)]
     with pytest.raises(ConfigError, match=r"5 GPU, this job needs 8.*set DISTRL_CLUSTER_GROWS=1"):
         check_capacity(gpus, keys="k")
+    monkeypatch.setenv("DISTRL_CLUSTER_GROWS", "0")
+    with pytest.raises(ConfigError, match="5 GPU, this job needs 8"):
+        check_capacity(gpus, keys="k")
     monkeypatch.setenv("DISTRL_CLUSTER_GROWS", "1")
     check_capacity(gpus, keys="k")
     check_capacity([Need("training workers", {"CPU": 9.0}, 3)], keys="k")
