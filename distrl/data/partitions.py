@@ -102,6 +102,19 @@ def assemble(
     )
 
 
+def newest(partition: Partition, most: int) -> Partition:
+    """The partition with the newest interactions of each user, `most` at most."""
+    lengths = partition.lengths
+    ends = np.repeat(np.cumsum(lengths), lengths)
+    stays = np.arange(partition.num_interactions) >= ends - most
+    return replace(
+        partition,
+        lengths=np.minimum(lengths, most),
+        codes=partition.codes[stays],
+        times=None if partition.times is None else partition.times[stays],
+    )
+
+
 def _order_of_users(users: pa.Array, hashes: np.ndarray) -> np.ndarray:
     """Places of distinct users by rising hash, where equal by rising id."""
     order = np.argsort(hashes, kind="stable")

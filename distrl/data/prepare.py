@@ -46,6 +46,9 @@ _PIECE_KB = 256
 """Least size of what one chunk of events gives to one partition, about: Ray hands results below 100
 KB to the driver itself, which would hold the whole log."""
 
+_LONG_HISTORY = 10_000
+"""Interactions from which on a single user weighs more than a usual batch of hundreds."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -124,6 +127,7 @@ class _Preparation:
             self._say,
             self._note_left,
         )
+        self._tell_of_longest(work.longest)
         numbered = number_items(work, self._limit, self._say)
         sequences = self._sequences(work, numbered)
         store_uri = self._config.store_uri
@@ -149,6 +153,15 @@ class _Preparation:
         content = manifest.model_dump_json(indent=1).encode()
         storage.write_bytes(storage.join(store_uri, MANIFEST_NAME), content)
         return manifest
+
+    def _tell_of_longest(self, longest: int) -> None:
+        line = f"longest history: {longest:,} interactions"
+        if longest >= _LONG_HISTORY:
+            line += (
+                ", which one training step has at once; max_user_interactions keeps the newest so "
+                "many of each user"
+            )
+        self._say(line)
 
     def _note_left(self, step: str, interactions: int) -> None:
         """Remembers what a step left over.
@@ -198,13 +211,17 @@ class _Preparation:
         self._note_left("after filters.time_from and time_to", counts.after_time)
 
     def _assemble(self, pieces: list[list[ObjectRef]]) -> Work:
-        keep, buckets = self._config.deduplicate, num_buckets(self._num_partitions)
+        keep, most = self._config.deduplicate, self._config.max_user_interactions
+        buckets = num_buckets(self._num_partitions)
         launch = tasks.assemble_partition.options(num_returns=2 + buckets).remote
         seed = self._config.seed
-        launches = [partial(launch, refs, keep, seed, buckets) for refs in pieces if refs]
+        launches = [partial(launch, refs, keep, most, seed, buckets) for refs in pieces if refs]
         with Stage("order by user and time", len(launches), self._say) as stage:
             work = Work.of(run_tasks(launches, self._limit, stage, lambda size: size.interactions))
-        self._note_left(f"after deduplicate={keep}", work.interactions)
+        step = f"after deduplicate={keep}"
+        if most is not None:
+            step += f" and max_user_interactions={most}"
+        self._note_left(step, work.interactions)
         return work
 
     def _sequences(self, work: Work, items: NumberedItems) -> list[tuple[tasks.Span, ObjectRef]]:

@@ -78,6 +78,9 @@ class PrepareConfig(Config):
     filters: FiltersConfig = FiltersConfig()
     deduplicate: Literal["none", "first", "last"] = "none"
     """Which interaction stays where a user meets an item repeatedly; after the filters."""
+    max_user_interactions: PositiveInt | None = None
+    """The newest so many of each user are kept, before k_core counts; None keeps all. An account
+    with a million events, a crawler say, is otherwise one sample, and one step has all of it."""
     k_core: KCoreConfig = KCoreConfig()
     noise_share: Annotated[float, Ge(0), Le(1)] = 0.0
     """Random items put into each sequence, but not among its two held-out items, as a share of its
@@ -119,6 +122,12 @@ class PrepareConfig(Config):
             raise ValueError("filters.time_from and time_to need source.timestamp, a time column")
         if source.column_names is not None and source.format not in ("csv", "tsv"):
             raise ValueError("source.column_names is for source.format csv or tsv")
+        most, least = self.max_user_interactions, self.k_core.min_user_interactions
+        if most is not None and most < least:
+            raise ValueError(
+                f"max_user_interactions={most} is below k_core.min_user_interactions={least}: no "
+                "user would be left"
+            )
         return self
 
     def decisive(self) -> dict[str, object]:
@@ -126,4 +135,6 @@ class PrepareConfig(Config):
         how = {"store_uri", "num_cpus", "chunk_mb", "partition_mb", "num_partitions"}
         if self.noise_share == 0:
             how |= {"noise_share", "noise_seed"}
+        if self.max_user_interactions is None:
+            how |= {"max_user_interactions"}
         return self.model_dump(mode="json", exclude=how)

@@ -46,6 +46,11 @@ class Work:
         """All interactions left."""
         return sum(size.interactions for size in self.sizes)
 
+    @property
+    def longest(self) -> int:
+        """Interactions of the user who has most."""
+        return max((size.longest for size in self.sizes), default=0)
+
     def by_bucket(self) -> list[list[ObjectRef]]:
         """For each bucket of items, the counts of all partitions."""
         return [list(bucket) for bucket in zip(*self.counts, strict=True)]

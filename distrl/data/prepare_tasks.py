@@ -27,6 +27,7 @@ from distrl.data.partitions import (
     assemble,
     item_buckets,
     item_counts,
+    newest,
     sequences_table,
     shrink,
     split,
@@ -42,6 +43,8 @@ class Size(NamedTuple):
 
     users: int
     interactions: int
+    longest: int
+    """Interactions of the user who has most."""
 
 
 class Span(NamedTuple):
@@ -53,7 +56,8 @@ class Span(NamedTuple):
 
 
 def _size(partition: Partition) -> Size:
-    return Size(len(partition.users), partition.num_interactions)
+    longest = int(partition.lengths.max(initial=0))
+    return Size(len(partition.users), partition.num_interactions, longest)
 
 
 @ray.remote(num_returns="streaming")
@@ -94,11 +98,14 @@ def _chunks(
 def assemble_partition(
     pieces: Sequence[ObjectRef],
     keep: Literal["none", "first", "last"],
+    most: int | None,
     seed: int,
     num_buckets: int,
 ) -> tuple[Any, ...]:
     """Size, partition, and its item counts by bucket."""
     partition = assemble([ray.get(piece) for piece in pieces], keep, seed)
+    if most is not None:
+        partition = newest(partition, most)
     return _size(partition), partition, *item_counts(partition, num_buckets)
 
 

@@ -96,13 +96,15 @@ def histories(store_uri, manifest):
     return users, shards
 
 
-def by_hand(table, *, keep="none", least=1):
+def by_hand(table, *, keep="none", most=None, least=1):
     """The same, in plain Python: slow, and too plain to be wrong."""
     users = {}
     for row in sorted(table.to_pylist(), key=lambda row: row["timestamp"]):
         users.setdefault(row["user"], []).append(row["item"])
     if keep == "first":
         users = {user: list(dict.fromkeys(items)) for user, items in users.items()}
+    if most is not None:
+        users = {user: items[-most:] for user, items in users.items()}
     while True:
         counts = {}
         for item in (item for items in users.values() for item in items):
@@ -135,6 +137,26 @@ def test_a_store_is_what_plain_python_makes_of_the_events(cluster, events, tmp_p
     assert all(shard != sorted(shard) for shard in shards), "users are shuffled within a shard"
     verify_store(made.store_uri, manifest)
     assert any("k-core round 2" in line for line in lines)
+
+
+def test_of_each_user_the_newest_stay_and_a_very_long_history_is_told_of(
+    cluster, events, tmp_path, monkeypatch
+):
+    core = {"min_user_interactions": 3, "min_item_interactions": 3}
+    table = pq.read_table(events)
+    longest = max(len(items) for items in by_hand(table, least=3)[0].values())
+    monkeypatch.setattr("distrl.data.prepare._LONG_HISTORY", longest)
+    for most, told in ((None, f"{longest:,} interactions, which one"), (20, "20 interactions")):
+        made = config(tmp_path / str(most), events, k_core=core, max_user_interactions=most)
+        lines = []
+        manifest = prepare(made, say=lines.append)
+        users, order = by_hand(table, most=most, least=3)
+        found, _ = histories(made.store_uri, manifest)
+        assert found == users
+        assert read_item_ids(made.store_uri, manifest).to_pylist() == order
+        [line] = [line for line in lines if line.startswith("longest history: ")]
+        assert line.startswith(f"longest history: {told}")
+        assert ("max_user_interactions" in line) == (most is None)
 
 
 def test_the_store_does_not_depend_on_how_the_work_is_cut(cluster, events, tmp_path):

@@ -8,6 +8,7 @@ from distrl.data.partitions import (
     assemble,
     item_buckets,
     item_counts,
+    newest,
     sequences_table,
     shrink,
     split_by_user,
@@ -98,6 +99,16 @@ def test_a_repeated_pair_keeps_its_first_or_last_place(keep, expected):
     partition = assemble([events(*rows)], keep, 0)
     assert histories(partition) == {1: expected, 2: [7]}
     assert len(partition.times) == partition.num_interactions == len(expected) + 1
+
+
+@pytest.mark.parametrize(("most", "of_first"), [(1, ["z"]), (2, ["x", "z"]), (9, ["y", "x", "z"])])
+def test_the_newest_of_each_user_stay(most, of_first):
+    rows = [(1, "z", 9), (1, "x", 5), (1, "y", 3), (2, "y", 4)]
+    partition = newest(assemble([events(*rows)], "none", 0), most)
+    assert histories(partition) == {1: of_first, 2: ["y"]}
+    assert sorted(partition.times) == sorted([4, *[3, 5, 9][-most:]])
+    counts = pa.concat_tables(item_counts(partition, 1)).to_pydict()
+    assert sum(counts["count"]) == partition.num_interactions == len(of_first) + 1
 
 
 def test_users_of_one_hash_stay_apart_in_the_order_of_their_ids(monkeypatch):

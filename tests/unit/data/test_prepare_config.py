@@ -24,12 +24,20 @@ def test_every_prepare_config_loads(path):
         ("filters.event_types=[buy]", "filters.event_types needs source.event_type"),
         ("filters.min_rating=4", "filters.min_rating needs source.rating"),
         ("source.column_names=[a, b]", "source.column_names is for source.format csv or tsv"),
+        ("max_user_interactions=0", "max_user_interactions=0"),
         ("deduplicate=all", "deduplicate='all'"),
     ],
 )
 def test_a_wrong_setting_is_named(override, said):
     with pytest.raises(ConfigError, match=said.replace("[", r"\[")):
         load_config(PrepareConfig, None, [*START, override])
+
+
+def test_an_upper_bound_of_a_user_may_not_be_below_the_lower_one():
+    settings = [*START, "k_core.min_user_interactions=5", "max_user_interactions=4"]
+    said = "max_user_interactions=4 is below k_core.min_user_interactions=5"
+    with pytest.raises(ConfigError, match=said):
+        load_config(PrepareConfig, None, settings)
 
 
 def test_a_time_range_needs_a_time():
@@ -51,9 +59,11 @@ def test_only_what_decides_the_content_is_decisive():
     assert load_config(PrepareConfig, None, [*START, "seed=1"]).decisive() != config.decisive()
 
 
-def test_a_store_without_noise_is_the_store_it_was_before_there_was_any():
+def test_what_is_not_asked_for_leaves_the_store_the_one_it_was_before_that_could_be_asked():
     clean = load_config(PrepareConfig, CONFIGS[0], [])
     noisy = load_config(PrepareConfig, CONFIGS[0], ["noise_share=0.1", "noise_seed=2"])
-    assert not {"noise_share", "noise_seed"} & set(clean.decisive())
+    bounded = load_config(PrepareConfig, CONFIGS[0], ["max_user_interactions=9"])
+    assert not {"noise_share", "noise_seed", "max_user_interactions"} & set(clean.decisive())
+    assert bounded.decisive() == {**clean.decisive(), "max_user_interactions": 9}
     assert noisy.decisive()["noise_share"] == 0.1
     assert noisy.decisive()["noise_seed"] == 2
