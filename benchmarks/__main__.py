@@ -28,6 +28,7 @@ SCRIPTS = (
     "embed",
     "semantic_step",
     "laclrec_step",
+    "worker_memory",
 )
 PAGE = "latest.md"
 

@@ -21,7 +21,7 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from distrl.cluster import Need, check_capacity, connect
+from distrl.cluster import Need, check_capacity, connect, live_nodes
 from distrl.config import RunConfig
 from distrl.data.beside import beside_hashes
 from distrl.data.plan import Ledger
@@ -39,6 +39,7 @@ from distrl.tracking.runs import finish_run
 from distrl.train.checks import check_run
 from distrl.train.fleet import ranking_need
 from distrl.train.monitor import SELECT_BY, Monitor
+from distrl.train.size import size_lines
 from distrl.train.state import LEDGER_FILE
 from distrl.train.validate import validate
 from distrl.train.worker import WorkerTask, train_worker
@@ -90,6 +91,8 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
     run_id = folder.open(run, made_of, tracking_uri, resume=resume)
     say(f"run {run.name}: {folder.uri}")
     say(f"MLflow run {run_id} in experiment {run.tracking.experiment}")
+    for line in size_lines(run, manifest.num_items, _worker_resources(run), live_nodes()):
+        say(line)
     try:
         best, speed = _train(run, manifest, neighbors, folder, tracking_uri, run_id, say)
         outcome = conclude(run, manifest, folder, tracking_uri, run_id, best, speed, say)
