@@ -67,12 +67,7 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
         TrackingError: If MLflow cannot be reached.
         DivergedError: If a loss is not finite.
     """
-    run = run.model_copy(
-        update={
-            "storage_uri": absolute(run.storage_uri),
-            "data": run.data.model_copy(update={"store_uri": absolute(run.data.store_uri)}),
-        }
-    )
+    run = _with_absolute_places(run)
     manifest = read_manifest(run.data.store_uri)
     check_sizes(run.data.store_uri, manifest)
     neighbors = check_run(run, manifest)
@@ -105,6 +100,15 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
     finish_run(tracking_uri, run_id, "FINISHED")
     folder.write("result.json", outcome.model_dump_json(indent=1))
     return outcome
+
+
+def _with_absolute_places(run: RunConfig) -> RunConfig:
+    """Workers have other working directories than the driver."""
+    data, texts = {"store_uri": absolute(run.data.store_uri)}, run.data.item_text_uri
+    if texts is not None:
+        data["item_text_uri"] = absolute(texts)
+    changed = {"storage_uri": absolute(run.storage_uri), "data": run.data.model_copy(update=data)}
+    return run.model_copy(update=changed)
 
 
 def _needs(run: RunConfig) -> list[Need]:

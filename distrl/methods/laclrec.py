@@ -47,7 +47,8 @@ class LACLRecConfig(ContrastConfig):
     triplet_weight: NonNegativeFloat = 0.001
     """Weight beta of the ranking triplet loss."""
     triplet: Literal["sum", "mean"] = "sum"
-    """Over the batch's prefixes. The code sums: beta times the prefixes weighs the mean."""
+    """Over the batch's prefixes. The code sums: beta times the prefixes weighs the mean. The mean
+    leaves out a batch of a single prefix, as the contrast does."""
     learned_view: bool = True
     """Otherwise a second random view takes its place: the ablation without the augmenter."""
     recommender_layers: PositiveInt = 1
@@ -76,7 +77,9 @@ class LACLRecConfig(ContrastConfig):
     """Items deleted in a row, and inserted into one gap, at most."""
     operations: Literal["sample", "argmax", "logit_times_uniform"] = "sample"
     """How the learned view chooses at each slot: by the three probabilities (a commented-out part
-    of the code), the likeliest (STEAM), or the code's largest logit times a uniform draw."""
+    of the code), the likeliest (STEAM), or the code's largest logit times a uniform draw. Draws are
+    seeded by run, step and worker, as those of dropout: the same after a restart, others at another
+    number of workers."""
     bidirectional: bool = False
     """Whether the augmenter's pass sees newer items too, as the code's README promises and STEAM
     does; the code's own is causal."""
@@ -410,6 +413,8 @@ def chosen_operations(
     """One operation a slot, from torch's generator where the rule draws."""
     if rule == "argmax":
         return logits.argmax(dim=1)
+    # In bfloat16 uniform draws would have 8 bits, too coarse for rare operations.
+    logits = logits.float()
     draws = torch.rand_like(logits)
     if rule == "logit_times_uniform":
         return (logits * draws).argmax(dim=1)

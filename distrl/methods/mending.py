@@ -92,11 +92,9 @@ def _rows_a_token(
 
 
 def _as_sets(sequences: Ragged) -> Ragged:
-    order = np.lexsort((sequences.values, sequences.rows))
-    rows, values = sequences.rows, sequences.values[order]
-    is_first = np.ones(len(values), dtype=bool)
-    is_first[1:] = (rows[1:] != rows[:-1]) | (values[1:] != values[:-1])
-    return Ragged(values, sequences.offsets).keep(is_first)
+    """Each row once through Python's set, in whose order it comes out, as in the code."""
+    rows = np.split(sequences.values, sequences.offsets[1:-1])
+    return Ragged.of([list(set(row.tolist())) for row in rows])
 
 
 def _filled(sequences: Ragged, empty_id: int) -> Ragged:
@@ -173,4 +171,12 @@ def _reinserted(damaged: Damaged, found: Mended) -> int:
     row = where[damaged.anchor_at]
     missing, inserted = damaged.missing[row >= 0], found.inserted[row[row >= 0]]
     same = (missing[:, :, None] == inserted[:, None, :]) & (missing > 0)[:, :, None]
+    # An item that is missing twice comes back twice only where it is inserted twice.
+    same &= _times_before(missing)[:, :, None] == _times_before(inserted)[:, None, :]
     return int(same.any(dim=2).sum())
+
+
+def _times_before(items: Int64[Tensor, "A K"]) -> Int64[Tensor, "A K"]:
+    """How often each item stands in its row already."""
+    same = items[:, :, None] == items[:, None, :]
+    return same.tril(diagonal=-1).sum(dim=2)

@@ -5,6 +5,7 @@ import torch
 from distrl.config import RunConfig
 from distrl.contract import Catalog
 from distrl.data.beside import check_beside
+from distrl.data.item_lines import item_lines
 from distrl.data.side_tables import SideManifest
 from distrl.errors import ConfigError
 from distrl.methods import build
@@ -12,7 +13,7 @@ from distrl.schema import Manifest
 
 
 def check_run(run: RunConfig, manifest: Manifest) -> SideManifest | None:
-    """Looks at the tables beside the store, and builds the method without memory.
+    """Looks at the tables beside the store and at the titles, and builds the method without memory.
 
     Returns:
         The manifest of the table whose windows samples are to bring; None where none are wanted.
@@ -21,10 +22,13 @@ def check_run(run: RunConfig, manifest: Manifest) -> SideManifest | None:
         ConfigError: If the engine knows no such part, a table is missing or not made for what is
             asked of it, the method contrasts windows and the table has none, or the method has
             another text size than the table.
-        SchemaError: If a table is torn or of another store.
+        SchemaError: If a table is torn or of another store, or the first item's text is none.
         StorageError: If a place cannot be read.
     """
     table = check_beside(run.data, manifest)
+    if run.data.item_text_uri is not None:
+        # The rest is read when there are examples to show; a file may be as long as the catalog.
+        next(item_lines(run.data.item_text_uri, "data.item_text_uri"), None)
     with torch.device("meta"):
         method = build(run.method, Catalog(manifest.num_items, run.data.max_len))
     run.engine.check_parts(method.parts)

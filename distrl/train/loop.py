@@ -35,29 +35,32 @@ class Step:
 
 @dataclass(slots=True)
 class Curves:
-    """Loss terms summed over this worker's targets and pairs since they were last read."""
+    """Loss terms summed over this worker's targets and pairs since they were last read.
+
+    Of a term that is a sum, the curve is the sum over all workers, a step's mean.
+    """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    counts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(
         self, phase: str, terms: dict[str, Tensor], batch: Batch, units: dict[str, Unit]
     ) -> None:
         """Takes one phase's terms in; nothing is copied off the device."""
         for name, value in terms.items():
-            count = batch.count(units.get(name, "target"))
-            key = f"{phase}/{name}"
+            unit = units.get(name, "target")
+            count, key = batch.count(unit), f"{phase}/{name}"
             self.sums[key] = self.sums.get(key, 0.0) + value * count
-            self.counts[key] += count
+            self.counts[key] += 1 / world_size() if unit == "sum" else count
 
     def read(self) -> dict[str, float]:
         """Means over all workers, and a fresh start. Collective."""
         mine = {key: (float(total), self.counts[key]) for key, total in self.sums.items()}
-        self.sums, self.counts = {}, defaultdict(int)
-        merged: dict[str, tuple[float, int]] = {}
+        self.sums, self.counts = {}, defaultdict(float)
+        merged: dict[str, tuple[float, float]] = {}
         for worker in gather_objects(mine):
             for key, (total, count) in worker.items():
-                before = merged.get(key, (0.0, 0))
+                before = merged.get(key, (0.0, 0.0))
                 merged[key] = (before[0] + total, before[1] + count)
         return {key: total / count for key, (total, count) in merged.items() if count}
 

@@ -98,11 +98,15 @@ def held_out_batch(run: RunConfig, manifest: Manifest, maker: BatchMaker) -> Bat
 def _first_sequences(store_uri: str, manifest: Manifest) -> Ragged:
     """Sequences of at least three items, from the first shards."""
     rows: list[list[int]] = []
-    for shard in manifest.sequences:
-        for batch in shard_batches(store_uri, shard, HELD_OUT_USERS, ["items"]):
-            read = ragged(batch.column("items"))  # pyright: ignore[reportArgumentType]
-            long = read.take(np.flatnonzero(read.lengths > 2))
-            rows += [row.tolist() for row in np.split(long.values, long.offsets[1:-1])]
+    batches = (
+        batch
+        for shard in manifest.sequences
+        for batch in shard_batches(store_uri, shard, HELD_OUT_USERS, ["items"])
+    )
+    for batch in batches:
+        read = ragged(batch.column("items"))  # pyright: ignore[reportArgumentType]
+        long = read.take(np.flatnonzero(read.lengths > 2))
+        rows += [row.tolist() for row in np.split(long.values, long.offsets[1:-1])]
         if len(rows) >= HELD_OUT_USERS:
             break
     return Ragged.of(rows[:HELD_OUT_USERS])

@@ -132,8 +132,8 @@ def contrasted(model: ShownModel, num_pairs: int, seed: int) -> Batch:
     config = model.data.model_copy(update={"batch_size": num_pairs, "prefetch_batches": 1})
     beside = read_beside(config, manifest)
     maker = BatchMaker.of(config, model.method, model.num_items, seed, beside)
-    # A method that takes one view, or none, is shown with two.
-    maker = replace(maker, num_views=2)
+    if not maker.num_views:
+        maker = replace(maker, num_views=2)
     stream = local_batches(
         manifest, config, maker, epochs=1, ledger=Ledger(manifest_hash(manifest))
     )

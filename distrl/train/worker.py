@@ -129,6 +129,7 @@ class _Worker:
             elif saves:
                 self._checkpoint(validate=False)
             if done.stop:
+                self._show_examples(consumed // state.rows_per_epoch - 1)
                 break
         if state.has_news():
             self._checkpoint(validate=True)
@@ -151,11 +152,19 @@ class _Worker:
         examples = self.mending.examples()
         if rank() != 0 or not examples:
             return
-        data = self.run.data
         items = {item for rows in examples.values() for row in rows for item, _ in row}
-        names = item_names(items, data.store_uri, self.task.manifest, data.item_text_uri)
+        names = self._names(items)
         name = f"augmenter/examples-epoch-{epoch + 1:03d}.md"
         self.task.monitor.wrote.remote(name, page(examples, names))
+
+    def _names(self, items: set[int]) -> dict[int, str]:
+        """What items are called; by their ids alone, and the user told, where texts are no good."""
+        data, manifest = self.run.data, self.task.manifest
+        try:
+            return item_names(items, data.store_uri, manifest, data.item_text_uri)
+        except DistrlError as error:
+            self.task.monitor.tell.remote(f"warning: examples show ids and no titles: {error}")
+            return item_names(items, data.store_uri, manifest, None)
 
     def _log(self, meter: "_Meter", curves: Curves, consumed: int) -> None:
         """Curves and progress to the monitor, from one rank, without waiting. Collective."""

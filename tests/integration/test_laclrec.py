@@ -116,3 +116,30 @@ def test_a_worker_killed_in_each_stage_costs_nothing_and_doubles_nothing(folder)
     assert steps["augmenter"] > 0
     assert steps["recommender"] > 0
     assert steps["encoder"] == steps["augmenter"] + steps["recommender"]
+
+
+def test_a_run_that_patience_ends_shows_examples_and_titles_that_are_torn_do_not_end_it(folder):
+    run, log = settings(folder), folder / "torn-log"
+    titles = folder / "torn.jsonl"
+    titles.write_text('{"item": "item-1", "title": "Balm 1"}\n{"item": "item-2", "tit')
+    run |= {"name": "torn", "storage_uri": str(folder / "torn")}
+    run["data"]["item_text_uri"] = str(titles)
+    run["data"]["batch_size"], run["workers"]["num_workers"] = 256, 1
+    run["engine"] = {"lr": 1e-9}  # nothing gets better
+    run["method"]["pretrain_epochs"] = 1
+    run["training"] |= {"epochs": 9, "patience": 1, "checkpoint_every_steps": None}
+    with (
+        log.open("w") as out,
+        job_process("jobs/train_laclrec.py", write_config(run), stdout=out) as process,
+    ):
+        assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
+    said = log.read_text()
+    assert "warning: examples show ids and no titles: data.item_text_uri=" in said
+    assert "line 2 is no JSON object" in said
+    assert "parameters: encoder" in said
+    validations = json.loads((folder / "torn" / "torn" / "validations.json").read_text())
+    last = max(round(entry["epoch"]) for entry in validations.values())
+    assert last < 9
+    pages = {p.name: p.read_text() for p in (folder / "torn").glob("mlartifacts/*/*/augmenter/*")}
+    assert set(pages) == {f"examples-epoch-{end:03d}.md" for end in (1, last)}
+    assert all("item-7" in page and "Balm" not in page for page in pages.values())

@@ -75,7 +75,25 @@ def test_a_view_keeps_its_newest_items_where_it_grows_too_long():
 
 
 def test_scrambled_views_lose_repeats_and_order_as_in_the_authors_code():
-    assert mend([[5, 2, 5, 1]], [KEEP] * 4, scramble=True) == [[1, 2, 5]]
+    rows = [[5, 2, 5, 1], [9, 3], [20, 9, 17, 8, 20]]
+    scrambled = mend(rows, [KEEP] * 11, scramble=True)
+    assert scrambled == [list(set(row)) for row in rows]
+    assert sorted(map(len, scrambled)) == [2, 3, 4]
+
+
+def test_items_are_generated_for_open_gaps_alone():
+    asked = []
+
+    def generate(at):
+        asked.extend(at.tolist())
+        return torch.full((len(at), 2), 7)
+
+    packed = pack_rows([[1, 2, 3], [4, 5]], MAX_LEN)
+    operations = torch.full((packed.items.numel(),), INSERT)
+    operations[:2] = torch.tensor([KEEP, DELETE])
+    mended(packed, operations, generate, max_len=MAX_LEN, empty_id=NUM_ITEMS + 1, scramble=False)
+    assert asked == torch.nonzero(packed.segment.flatten() >= 0)[2:, 0].tolist()
+    assert len(asked) == 3
 
 
 def test_the_damage_of_a_batch_is_undone_by_its_own_labels():

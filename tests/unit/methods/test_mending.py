@@ -59,6 +59,16 @@ def test_figures_are_the_fractions_counted_by_hand():
     )
 
 
+def test_an_item_that_is_missing_twice_comes_back_as_often_as_it_is_inserted():
+    chosen = [KEEP, INSERT]
+    for inserted, back, precision in (([[3, 0]], 1 / 2, 1.0), ([[3, 3]], 1.0, 1.0)):
+        figures = figures_of([[1, 2]], [KEEP, INSERT], {1: [3, 3]}, chosen, inserted)
+        assert figures["reinserted"] == back
+        assert figures["reinserted_precision"] == precision
+    figures = figures_of([[1, 2]], [KEEP, INSERT], {1: [3, 0]}, chosen, [[3, 3]])
+    assert (figures["reinserted"], figures["reinserted_precision"]) == (1.0, 1 / 2)
+
+
 def test_all_figures_are_zero_where_nothing_is_wrong_and_nothing_is_done():
     figures = figures_of([[1, 2], [3]], [KEEP] * 3, {}, [KEEP] * 3, [])
     assert len(figures) == 7

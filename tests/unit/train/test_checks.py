@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from distrl.config import RunConfig
 from distrl.data.side_tables import part_path, write_manifest
-from distrl.errors import ConfigError
+from distrl.errors import ConfigError, SchemaError, StorageError
 from distrl.train.checks import check_run
 from tests.neighbor_store import neighbor_store
 
@@ -58,6 +58,20 @@ def test_a_missing_table_is_named_with_what_makes_it(near):
     folder, manifest, _, _ = near
     with pytest.raises(ConfigError, match=r"data.neighbors=far.*python jobs/retrieve.py"):
         check_run(run_of(folder, neighbors="far"), manifest)
+
+
+def test_titles_that_are_not_there_or_none_are_named_before_anything_is_trained(near, tmp_path):
+    folder, manifest, table, _ = near
+    titles = tmp_path / "titles.jsonl"
+    with pytest.raises(StorageError, match=r"titles\.jsonl"):
+        check_run(run_of(folder, item_text_uri=str(titles)), manifest)
+    titles.write_text("item,title\n")
+    with pytest.raises(
+        SchemaError, match=r"data\.item_text_uri=.*titles\.jsonl: line 1 is no JSON"
+    ):
+        check_run(run_of(folder, item_text_uri=str(titles)), manifest)
+    titles.write_text('{"item": 3, "title": "Three"}\n')
+    assert check_run(run_of(folder, item_text_uri=str(titles)), manifest) == table
 
 
 def test_a_method_and_a_table_go_together(near):

@@ -13,7 +13,9 @@ from distrl.engine.config import EngineConfig
 from distrl.engine.zero import Engines
 from distrl.errors import DivergedError, SchemaError
 from distrl.methods import build, parse_method
+from distrl.train import loop
 from distrl.train.loop import Curves, Wishes, step_seed, steps
+from tests.packed import batch_of
 from tests.store_factory import make_store
 
 SEQUENCES = [[1 + (u + i) % 12 for i in range(4 + u % 5)] for u in range(20)]
@@ -74,6 +76,21 @@ def test_every_sample_is_trained_on_and_told(store):
     means = curves.read()
     assert {"encoder/next_item", "augmenters/model_contrast", "encoder_again/margin"} <= set(means)
     assert curves.read() == {}
+
+
+def test_a_curve_of_a_sum_is_the_sum_over_workers_and_of_a_mean_the_mean(store, monkeypatch):
+    # Two workers of 3 and 1 targets, two steps each.
+    monkeypatch.setattr(loop, "world_size", lambda: 2)
+    told = []
+    for num_targets, mean, total in ((3, 1.0, 10.0), (1, 5.0, 2.0)):
+        batch = batch_of([[1]] * num_targets, [2] * num_targets, None, 6)
+        curves, terms = Curves(), {"mean": torch.tensor(mean), "sum": torch.tensor(total)}
+        for _ in range(2):
+            curves.add("phase", terms, batch, {"mean": "target", "sum": "sum"})
+        monkeypatch.setattr(loop, "gather_objects", lambda mine: told.append(mine) or [])
+        curves.read()
+    monkeypatch.setattr(loop, "gather_objects", lambda mine: told)
+    assert Curves().read() == {"phase/mean": (3 * 1.0 + 5.0) / 4, "phase/sum": 12.0}
 
 
 def test_the_same_seed_gives_the_same_weights(store):

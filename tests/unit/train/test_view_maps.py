@@ -18,6 +18,7 @@ from distrl.data.config import DataConfig
 from distrl.errors import ConfigError
 from distrl.methods import build, parse_method
 from distrl.ops.diagnostics import view_diagnostics
+from distrl.ops.packing import unpacked
 from distrl.tracking.connection import speaking_to
 from distrl.tracking.runs import find_run
 from distrl.train.view_maps import ShownModel, check_alike, contrasted, map_views, read_model
@@ -133,6 +134,20 @@ def test_the_report_holds_every_point_and_a_panel_for_each_map(checkpoint):
     assert f"{maps[1].diagnostics['effective_rank']:.4f}" in table(maps)
     one, two = (imread(BytesIO(picture(shown, num_lines=5))) for shown in (maps[:2], maps))
     assert two.shape[1] == 2 * one.shape[1]
+
+
+def test_a_learned_view_is_of_the_prefix_and_not_of_another_view(checkpoint):
+    uri = checkpoint("mends", method="laclrec", augment={"crop_ratio": 0.9})
+    model = read_model("mends", uri, None)
+    batch = contrasted(model, NUM_PAIRS, 3)
+    prefixes, _ = unpacked(batch.views[1])
+    whole, _ = unpacked(batch.clean)
+    assert len(prefixes.lengths) == NUM_PAIRS
+    newest = {tuple(row) for row in np.split(whole.values, whole.offsets[1:-1])}
+    assert {tuple(row) for row in np.split(prefixes.values, prefixes.offsets[1:-1])} <= newest
+    (data,) = mapped(uri)
+    assert data.kind == "data"
+    assert not data.hidden[1].any()
 
 
 def test_a_method_that_contrasts_nothing_is_named(checkpoint):
