@@ -182,7 +182,15 @@ def _train(
     # Ray's handle types have no stubs.
     monitor: Any = (
         ray.remote(Monitor)
-        .options(num_cpus=0, scheduling_strategy=here, max_concurrency=1)
+        .options(
+            num_cpus=0,
+            scheduling_strategy=here,
+            max_concurrency=1,
+            # It knows again from the run's folder and from MLflow what it was told, but for points
+            # of curves that were on their way; none of its methods minds being called twice.
+            max_restarts=-1,
+            max_task_retries=-1,
+        )
         .remote(tracking_uri, run_id, folder.at("validations.json"), run.training.patience)
     )
     store_hash = manifest_hash(manifest)

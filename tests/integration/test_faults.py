@@ -76,10 +76,15 @@ def started(folder: Path, run: dict) -> Iterator[subprocess.Popen]:
 
 def training_workers(driver: int) -> list[psutil.Process]:
     """Processes of Ray Train's workers among what the driver started."""
+    return actors_named("RayTrainWorker", driver)
+
+
+def actors_named(name: str, driver: int) -> list[psutil.Process]:
+    """Processes of Ray's actors whose name has this in it, among what the driver started."""
     found = []
     for process in psutil.Process(driver).children(recursive=True):
         try:
-            if "RayTrainWorker" in " ".join(process.cmdline()):
+            if name in " ".join(process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue
@@ -140,11 +145,14 @@ def undisturbed(folder: Path) -> list[float]:
     return scores
 
 
-def test_a_killed_worker_costs_no_row_and_doubles_none(folder):
+def test_a_killed_worker_and_a_killed_monitor_cost_no_row_and_double_none(folder):
     run = settings(folder, "killed-worker")
     log = folder / "killed-worker.log"
     with started(folder, run) as process:
         until_checkpoints(folder / "runs" / "killed-worker", 1, process, log)
+        (monitor,) = actors_named("ray::Monitor", process.pid)
+        os.kill(monitor.pid, signal.SIGKILL)
+        until_checkpoints(folder / "runs" / "killed-worker", 2, process, log)
         workers = training_workers(process.pid)
         assert len(workers) == 2
         os.kill(workers[1].pid, signal.SIGKILL)
@@ -157,6 +165,7 @@ def test_a_killed_worker_costs_no_row_and_doubles_none(folder):
     assert steps, "no curve"
     assert steps == sorted(set(steps)), "a point of the curve is there twice"
     validated = json.loads((folder / "runs" / "killed-worker" / "validations.json").read_text())
+    assert len(validated) >= EPOCHS, "what was validated before the monitor died is lost"
     score, others = validated[max(validated, key=int)][SELECT_BY], elsewhere(undisturbed, folder)
     spread = max(others) - min(others)
     assert abs(score - sum(others) / 3) <= max(2 * spread, 0.02), (score, others)
