@@ -1,5 +1,6 @@
 """How much memory a run's parameters take, told before anything is trained."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -42,7 +43,7 @@ def size_lines(
     """
     parts = parameters_of_parts(run, num_items)
     needed = BYTES_A_PARAMETER[run.engine.precision] * sum(parts.values())
-    listed = ", ".join(f"{name} {count / 1e6:,.1f} M" for name, count in parts.items())
+    listed = ", ".join(f"{name} {_number(count)}" for name, count in parts.items())
     lines = [f"parameters: {listed}; up to {_amount(needed)} of memory on each worker"]
     room = room_for({**each_worker, "memory": needed}, nodes)
     if not run.workers.use_gpu and room < run.workers.num_workers:
@@ -56,5 +57,9 @@ def size_lines(
     return lines
 
 
+def _number(count: int) -> str:
+    return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
+
+
 def _amount(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{math.ceil(num_bytes / 1e6)} MB"

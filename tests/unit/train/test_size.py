@@ -46,6 +46,11 @@ def test_a_large_catalog_is_told_in_memory_before_it_is_met(precision, amount):
     assert line == f"parameters: encoder 64.0 M; up to {amount} of memory on each worker"
 
 
+def test_a_small_model_is_told_in_full():
+    [line] = size_lines(run_of(), ITEMS, {"CPU": 1.0}, [{"CPU": 4.0, "memory": GIGABYTE}])
+    assert line == "parameters: encoder 1,784; up to 1 MB of memory on each worker"
+
+
 @pytest.mark.parametrize(
     ("workers", "gigabytes", "warned"), [(2, 5, False), (3, 5, True), (1, 2, True), (4, 9, False)]
 )
