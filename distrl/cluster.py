@@ -106,7 +106,7 @@ def check_capacity(needs: Sequence[Need], *, keys: str) -> None:
 
 
 def _lacks(problem: str, remedy: str) -> None:
-    if os.environ.get(GROWS, "0") in ("", "0"):
+    if os.environ.get(GROWS, "0").lower() in ("", "0", "no", "false", "off"):
         raise ConfigError(f"{problem}: {remedy}; where nodes are added on demand, set {GROWS}=1")
     logger.warning("%s: waiting for nodes, as %s is set", problem, GROWS)
 

@@ -13,8 +13,10 @@ from distrl.tracking.run_log import RunLog
 START_FILE = "run.json"
 RESULT_FILE = "result.json"
 CHANGEABLE = (
-    "commit", "workers", "evaluation", "tracking", "training", "data.read_tasks", "data.read_cpus",
-    "data.read_ahead_bytes", "data.prefetch_batches", "data.verify_checksums",
+    "commit", "workers", "tracking", "training", "evaluation.num_workers",
+    "evaluation.cpus_per_worker", "evaluation.gpus_per_worker", "evaluation.batch_size",
+    "evaluation.item_chunk", "evaluation.cutoffs", "evaluation.length_bounds", "data.read_tasks",
+    "data.read_cpus", "data.read_ahead_bytes", "data.prefetch_batches", "data.verify_checksums",
 )  # fmt: skip
 """What may differ when a run is resumed, sections and keys: how, not what, is trained."""
 

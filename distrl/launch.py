@@ -3,11 +3,12 @@
 import contextlib
 import json
 import os
-from dataclasses import dataclass
+import signal
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import ray
-import ray.data
 import ray.train
 from ray.exceptions import RayError
 from ray.train import (
@@ -24,15 +25,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from distrl.cluster import Need, check_capacity, connect, live_nodes
 from distrl.config import RunConfig
 from distrl.data.beside import beside_hashes
-from distrl.data.plan import Ledger
 from distrl.data.side_tables import SideManifest
 from distrl.data.store import check_sizes, manifest_hash, read_manifest
-from distrl.data.stream import StreamSplit, training_dataset
+from distrl.data.stream import StreamSplit
 from distrl.errors import CheckpointError, TrackingError
-from distrl.folder import RunFolder
+from distrl.folder import RESULT_FILE, RunFolder
 from distrl.outcome import Outcome, conclude
+from distrl.remaining import Remaining
 from distrl.schema import Manifest
-from distrl.storage import absolute, check_writable, join, read_bytes
+from distrl.storage import absolute, check_writable, join
 from distrl.tracking.config import resolve_tracking_uri
 from distrl.tracking.connection import check_reachable
 from distrl.tracking.runs import finish_run
@@ -40,15 +41,11 @@ from distrl.train.checks import check_run
 from distrl.train.fleet import ranking_need
 from distrl.train.monitor import SELECT_BY, Monitor
 from distrl.train.size import size_lines
-from distrl.train.state import LEDGER_FILE
 from distrl.train.validate import validate
 from distrl.train.worker import WorkerTask, train_worker
 from distrl.watch import Say, TellFailures, Watch, cause
 
 _SIZE_KEYS = "workers.num_workers, workers.cpus_per_worker or evaluation.num_workers"
-
-SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Where Ray Train keeps which checkpoint it will hand to the workers."""
 
 
 def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
@@ -78,10 +75,13 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
     check_reachable(tracking_uri)
     if resume and folder.is_finished():
         say(f"run {run.name} is finished; nothing to resume")
-        return Outcome.model_validate_json(folder.read("result.json"))
+        outcome = Outcome.model_validate_json(folder.read(RESULT_FILE))
+        finish_run(tracking_uri, outcome.run_id, "FINISHED")
+        return outcome
 
-    connect(sum(need.total("CPU") for need in _needs(run)))
-    check_capacity(_needs(run), keys=_SIZE_KEYS)
+    needs = _needs(run, len(manifest.sequences))
+    connect(sum(need.total("CPU") for need in needs))
+    check_capacity(needs, keys=_SIZE_KEYS)
     made_of = {"store_manifest": manifest_hash(manifest), **beside_hashes(run.data, manifest)}
     run_id = folder.open(run, made_of, tracking_uri, resume=resume)
     say(f"run {run.name}: {folder.uri}")
@@ -97,8 +97,9 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
         with contextlib.suppress(TrackingError):
             finish_run(tracking_uri, run_id, status)
         raise
+    # The result comes first: without it a run that is resumed would register its model again.
+    folder.write(RESULT_FILE, outcome.model_dump_json(indent=1))
     finish_run(tracking_uri, run_id, "FINISHED")
-    folder.write("result.json", outcome.model_dump_json(indent=1))
     return outcome
 
 
@@ -111,61 +112,18 @@ def _with_absolute_places(run: RunConfig) -> RunConfig:
     return run.model_copy(update=changed)
 
 
-def _needs(run: RunConfig) -> list[Need]:
-    """What a run takes from the cluster at the same time."""
+def _needs(run: RunConfig, num_shards: int) -> list[Need]:
+    """What a run on a store of so many shards takes from the cluster at the same time."""
     return [
         Need("training workers", _worker_resources(run), run.workers.num_workers),
         Need("reading tasks", {"CPU": run.data.read_cpus}, run.data.read_tasks),
-        ranking_need(run.evaluation),
+        ranking_need(run.evaluation, num_shards),
     ]
 
 
 def _worker_resources(run: RunConfig) -> dict[str, float]:
     resources = {**run.workers.resources_per_worker, "CPU": run.workers.cpus_per_worker}
     return {**resources, "GPU": 1.0} if run.workers.use_gpu else resources
-
-
-def committed_ledger(run_uri: str, store_hash: str) -> Ledger:
-    """The ledger of the checkpoint that Ray will hand to a worker group that starts now.
-
-    Not of the newest folder on storage: its upload may have finished after Ray took stock, and
-    then the rows between the two checkpoints would be lost.
-
-    Raises:
-        CheckpointError: If the checkpoint's ledger is missing or belongs to another store.
-    """
-    folder = RunFolder(run_uri)
-    if not folder.has(SNAPSHOT):
-        return Ledger(store_hash)
-    latest = json.loads(folder.read(SNAPSHOT))["latest_checkpoint_result"]
-    if latest is None:
-        return Ledger(store_hash)
-    name = latest["checkpoint_dir_name"]
-    if not folder.has(f"{name}/{LEDGER_FILE}"):
-        raise CheckpointError(f"{join(run_uri, name, LEDGER_FILE)} is missing: a torn checkpoint")
-    return Ledger.from_json(read_bytes(join(run_uri, name, LEDGER_FILE)).decode(), store_hash)
-
-
-@dataclass(frozen=True, slots=True)
-class _Stream:
-    """Makes the dataset of what is still to read; Ray calls it whenever a worker group starts."""
-
-    run: RunConfig
-    manifest: Manifest
-    neighbors: SideManifest | None
-    run_uri: str
-    store_hash: str
-
-    def __call__(self) -> ray.data.Dataset:
-        ledger = committed_ledger(self.run_uri, self.store_hash)
-        return training_dataset(
-            self.manifest,
-            self.run.data,
-            seed=self.run.seed,
-            epochs=self.run.training.epochs,
-            ledger=ledger,
-            neighbors=self.neighbors,
-        )
 
 
 def _train(
@@ -198,7 +156,9 @@ def _train(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"task": WorkerTask(run, manifest, store_hash, monitor)},
-        datasets={"train": _Stream(run, manifest, neighbors, folder.uri, store_hash)},
+        datasets={
+            "train": Remaining(run, manifest, neighbors, folder.uri, store_hash, monitor),
+        },
         dataset_config=StreamSplit(run.data.read_ahead_bytes),
         scaling_config=ScalingConfig(
             num_workers=run.workers.num_workers,
@@ -224,7 +184,7 @@ def _train(
             ),
         ),
     )
-    with Watch(monitor, run.training, say):
+    with Watch(monitor, run.training, say), _own_interrupts():
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -241,6 +201,17 @@ def _train(
     if best is None:
         raise CheckpointError(f"run {run.name} has no validated checkpoint in {folder.uri}")
     return best, ray.get(monitor.speed.remote())
+
+
+@contextlib.contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Gives Ctrl-C back to Python afterwards: Ray's handler stays, and would swallow it."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _validation_resources(run: RunConfig) -> dict[str, float]:

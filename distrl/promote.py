@@ -94,7 +94,7 @@ def promote(config: PromoteConfig, say: Say) -> Promotion:
         )
     manifest = read_manifest(config.store_uri)
     own_ids = read_item_ids(config.store_uri, manifest)
-    connect_for_ranking(config.evaluation)
+    connect_for_ranking(config.evaluation, len(manifest.sequences))
 
     say(f"evaluating {candidate.uri} on {config.store_uri}, split {config.split}")
     result = evaluate_version(config, registry, candidate, own_ids, baselines=True)

@@ -17,6 +17,9 @@ Say = Callable[[str], None]
 SILENCE_S = 20.0
 """How long nothing may be trained at first before the user is told that workers are waited for."""
 
+LATER_SILENCE_S = 60.0
+"""The same once steps were taken, or three times the longest time between two reports so far."""
+
 
 def cause(error: BaseException) -> BaseException:
     """The user's mistake inside what Ray raised, or what Ray raised."""
@@ -28,6 +31,7 @@ def cause(error: BaseException) -> BaseException:
         if isinstance(inner, DistrlError):
             return inner
         pending += [inner.__cause__, getattr(inner, "cause", None)]
+        pending += [getattr(inner, "controller_failure", None)]
         pending += list(getattr(inner, "worker_failures", {}).values())
     return error
 
@@ -37,6 +41,7 @@ class TellFailures(ray.train.UserCallback):
 
     def __init__(self, monitor: Any) -> None:  # noqa: ANN401
         self._monitor = monitor
+        self._told: set[tuple[int, str]] = set()
 
     def after_exception(
         self,
@@ -49,8 +54,13 @@ class TellFailures(ray.train.UserCallback):
             lines = str(found).strip().splitlines() or [type(error).__name__]
             # Of other errors Ray gives a trace, which ends with what went wrong.
             said = lines[0] if isinstance(found, DistrlError) else lines[-1]
+            # Until a node that was called back is gone, Ray tells of its workers every 2 s.
+            if (rank, str(error)) in self._told:
+                continue
+            self._told.add((rank, str(error)))
             self._monitor.tell.remote(
-                f"warning: worker {rank} failed: {said}; all workers go on from the last checkpoint"
+                f"warning: worker {rank} failed: {said}; unless it was one failure too many "
+                "(workers.max_failures), all go on from the last checkpoint"
             )
 
 
@@ -62,7 +72,10 @@ class Watch:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._last = -1.0
-        self._began = self._told = time.monotonic()
+        self._asked: Any = None
+        """What the monitor has not answered yet; asked twice, one answer would be lost."""
+        self._began = self._heard = self._told = time.monotonic()
+        self._longest_s = 0.0
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -77,21 +90,34 @@ class Watch:
             self._tell()
 
     def _tell(self) -> None:
-        try:
-            progress, messages = ray.get(self._monitor.news.remote(), timeout=10)
-        except RayError:
-            return
+        progress, messages = self._news()
         for message in messages:
             self._say(message)
         if progress and progress["step"] != self._last:
-            self._last = progress["step"]
+            if self._last >= 0:
+                self._longest_s = max(self._longest_s, time.monotonic() - self._heard)
+            self._last, self._heard = progress["step"], time.monotonic()
             self._say(progress_line(progress, self._training.epochs))
-        elif self._last < 0:
+        else:
             self._tell_of_waiting()
 
+    def _news(self) -> tuple[dict[str, float], list[str]]:
+        """What the monitor says, or nothing yet."""
+        try:
+            self._asked = self._asked or self._monitor.news.remote()
+            done, _ = ray.wait([self._asked], timeout=10)
+            if not done:
+                return {}, []
+            answer, self._asked = self._asked, None
+            return ray.get(answer)
+        except RayError:
+            self._asked = None
+            return {}, []
+
     def _tell_of_waiting(self) -> None:
-        now = time.monotonic()
-        if now - self._told < SILENCE_S or self._done.is_set():
+        now, started = time.monotonic(), self._last >= 0
+        patience_s = max(LATER_SILENCE_S, 3 * self._longest_s) if started else SILENCE_S
+        if now - max(self._told, self._heard) < patience_s or self._done.is_set():
             return
         self._told = now
         there, free = ray.cluster_resources(), ray.available_resources()
@@ -100,10 +126,13 @@ class Watch:
             for name in ("CPU", "GPU")
             if name in there
         )
-        self._say(
-            f"{now - self._began:.0f} s and no step yet: workers start, or wait for the cluster to "
-            f"hold them ({share} free)"
+        since = now - (self._heard if started else self._began)
+        what = (
+            f"no news after step {self._last:.0f}: a checkpoint is ranked, or workers"
+            if started
+            else "no report yet: workers start, take their first steps, or"
         )
+        self._say(f"{since:.0f} s and {what} wait for the cluster to hold them ({share} free)")
 
 
 def progress_line(progress: dict[str, float], epochs: int) -> str:

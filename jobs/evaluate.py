@@ -82,6 +82,7 @@ class _Ready:
 
     artifact: Artifact
     store_uri: str
+    num_shards: int
     item_map: Int64[np.ndarray, " items"] | None
 
 
@@ -94,7 +95,7 @@ def main() -> None:
     if config.top_k_uri is not None and listing(config.top_k_uri):
         raise ConfigError(f"top_k_uri={config.top_k_uri} is not empty; name a new folder")
     ready = _prepare(config)
-    connect_for_ranking(config.evaluation)
+    connect_for_ranking(config.evaluation, ready.num_shards)
     result = evaluate_model(
         ready.artifact.method,
         ready.artifact.catalog.max_len,
@@ -156,7 +157,7 @@ def _prepare(config: EvaluateConfig) -> _Ready:
     ids: pa.Array = read_item_ids(store_uri, manifest)
     mapped = item_map(artifact, ids)
     check_protocol(config.evaluation, manifest, store_uri, mapped)
-    return _Ready(artifact, store_uri, mapped)
+    return _Ready(artifact, store_uri, len(manifest.sequences), mapped)
 
 
 def _write_top_k(config: EvaluateConfig, ready: _Ready, target_uri: str) -> None:

@@ -44,6 +44,9 @@ def ray_head(num_cpus: int, log: Path) -> Iterator[tuple[str, dict[str, str]]]:
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     environment.pop("RAY_ADDRESS", None)
     environment.setdefault("RAY_JOB_STOP_WAIT_TIME_S", _STOP_WAIT_S)
+    # Where no Ray has run before there is none yet, and a head does not make one.
+    make_token = [RAY, "get-auth-token", "--generate"]
+    subprocess.run(make_token, env=environment, stdout=subprocess.DEVNULL, check=True)
     command = [
         RAY, "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1",
         f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",

@@ -26,6 +26,7 @@ from distrl.data.id_hash import slot_of
 from distrl.data.prepare_config import PrepareConfig
 from distrl.data.prepare_identity import finished_store, identity, identity_hash
 from distrl.data.prepare_items import NumberedItems, Work, k_core, num_buckets, number_items
+from distrl.data.prepare_sizes import derived_partitions, reading_bytes, unit_bytes
 from distrl.data.ray_stage import Stage, run_generators, run_tasks
 from distrl.data.source_files import (
     SourceFile,
@@ -40,12 +41,6 @@ from distrl.errors import SchemaError
 from distrl.schema import MANIFEST_NAME, Manifest, Shard
 
 _MB = 1 << 20
-_SMALLEST_PARTITION_MB = 8
-_MAX_PARTITIONS = 4096
-_PIECE_KB = 256
-"""Least size of what one chunk of events gives to one partition, about: Ray hands results below 100
-KB to the driver itself, which would hold the whole log."""
-
 _LONG_HISTORY = 10_000
 """Interactions from which on a single user weighs more than a usual batch of hundreds."""
 
@@ -179,9 +174,10 @@ class _Preparation:
         config, num = self._config, self._num_partitions
         cleaner = EventCleaner(config.source, config.filters, self._columns)
         chunk_bytes = reading_bytes(config, num)
-        units = reading_units(
-            self._files, self._columns.format, self._columns.inflation, chunk_bytes
-        )
+        inflation = self._columns.inflation
+        all_bytes = sum(file.size for file in self._files) * inflation
+        each = unit_bytes(config, chunk_bytes, all_bytes, self._limit)
+        units = reading_units(self._files, self._columns.format, inflation, each)
         read = partial(tasks.read_unit.remote, cleaner, num, config.seed, chunk_bytes)
         with Stage("read events", len(units), self._say) as stage:
             launches = [partial(read, unit) for unit in units]
@@ -274,27 +270,6 @@ class _Preparation:
         per_interaction = 4 if self._columns.time == "none" else 12
         needed = math.ceil(work.interactions * per_interaction / (self._config.shard_mb * _MB))
         return min(needed, work.users)
-
-
-def derived_partitions(config: PrepareConfig, megabytes: float, limit: int) -> int:
-    """Groups of users: small enough for a task, and for many CPUs more, but not into crumbs.
-
-    Args:
-        config: May say it outright.
-        megabytes: Of all rows in memory.
-        limit: Tasks at a time.
-    """
-    if config.num_partitions is not None:
-        return config.num_partitions
-    needed = math.ceil(megabytes / config.partition_mb)
-    crumbs = max(1, config.chunk_mb * 1024 // _PIECE_KB)
-    for_speed = min(2 * limit, math.ceil(megabytes / _SMALLEST_PARTITION_MB), crumbs)
-    return min(max(needed, for_speed, 1), _MAX_PARTITIONS)
-
-
-def reading_bytes(config: PrepareConfig, num_partitions: int) -> int:
-    """Bytes of events that a reading task holds: chunk_mb, or more where partitions are many."""
-    return max(config.chunk_mb * _MB, num_partitions * _PIECE_KB * 1024)
 
 
 def _type_name(type_: pa.DataType) -> Literal["string", "int64"]:

@@ -64,7 +64,8 @@ class Retrieval:
         self._made_with, self._say = made_with, say
         each, nodes = {"CPU": float(config.cpus_per_task)}, live_nodes()
         check_room(Need("tasks", each), nodes, keys="cpus_per_task")
-        limit = room_for(each, nodes)
+        # A cluster that grows may have no room yet; what is submitted is what makes it grow.
+        limit = max(1, room_for(each, nodes))
         if config.num_cpus is not None:
             limit = max(1, config.num_cpus // config.cpus_per_task)
         self._tasks = Tasks(config.cpus_per_task, limit, say)

@@ -32,21 +32,30 @@ SILENCE_S = 60.0
 """How long nothing may come back before the log says so."""
 
 
-def ranking_need(config: EvaluationConfig) -> Need:
-    """What an evaluation takes from the cluster; that of a run takes one ranking task at least."""
+def ranking_need(config: EvaluationConfig, num_shards: int) -> Need:
+    """What an evaluation takes from the cluster; that of a run takes one ranking task at least.
+
+    Args:
+        config: Of the evaluation.
+        num_shards: To rank; no more workers are started.
+    """
     each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
-    return Need("ranking workers", each, max(config.num_workers, 1))
+    return Need("ranking workers", each, max(min(config.num_workers, num_shards), 1))
 
 
-def connect_for_ranking(config: EvaluationConfig) -> None:
+def connect_for_ranking(config: EvaluationConfig, num_shards: int) -> None:
     """Connects this process to a Ray that can hold the workers; nothing where it has none.
+
+    Args:
+        config: Of the evaluation.
+        num_shards: To rank.
 
     Raises:
         ConfigError: If the cluster cannot be reached, or is too small.
     """
     if config.num_workers == 0:
         return
-    need = ranking_need(config)
+    need = ranking_need(config, num_shards)
     connect(need.total("CPU"))
     keys = "num_workers, cpus_per_worker or gpus_per_worker"
     check_capacity([need], keys=f"evaluation's {keys}")

@@ -25,13 +25,21 @@ class Monitor:
         self._log = RunLog(tracking_uri, run_id)
         self._validations_uri = validations_uri
         self._patience = patience
-        self._validations: dict[int, dict[str, float]] = {}
+        self._known: dict[int, dict[str, float]] | None = None
+        """Of validations, by step; None until the file was read, which here could end the actor."""
         self._progress: dict[str, float] = {}
         self._messages: list[str] = []
         logging.getLogger("distrl").addHandler(_Keep(self._messages))
-        if exists(validations_uri):
-            stored = json.loads(read_bytes(validations_uri))
-            self._validations = {int(step): metrics for step, metrics in stored.items()}
+
+    @property
+    def _validations(self) -> dict[int, dict[str, float]]:
+        """Those of this process and of the ones before it."""
+        if self._known is None:
+            stored = {}
+            if exists(self._validations_uri):
+                stored = json.loads(read_bytes(self._validations_uri))
+            self._known = {int(step): metrics for step, metrics in stored.items()}
+        return self._known
 
     def report(self, progress: Mapping[str, float], curves: Mapping[str, float]) -> None:
         """Progress of all workers, which has a `step`, and means of the loss terms since then."""
@@ -47,8 +55,10 @@ class Monitor:
         """Metrics of a checkpoint on the validation split; a repetition changes nothing."""
         if step in self._validations:
             return
-        self._validations[step] = {**metrics, "epoch": epoch}
-        write_bytes(self._validations_uri, json.dumps(self._validations, indent=1).encode())
+        known = {**self._validations, step: {**metrics, "epoch": epoch}}
+        # What cannot be written is not known either: who tells of it tells again.
+        write_bytes(self._validations_uri, json.dumps(known, indent=1).encode())
+        self._known = known
         self._log.log_metrics(step, metrics)
         best = max(entry[SELECT_BY] for entry in self._validations.values())
         self._messages.append(

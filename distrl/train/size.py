@@ -45,8 +45,9 @@ def size_lines(
     needed = BYTES_A_PARAMETER[run.engine.precision] * sum(parts.values())
     listed = ", ".join(f"{name} {_number(count)}" for name, count in parts.items())
     lines = [f"parameters: {listed}; up to {_amount(needed)} of memory on each worker"]
+    wanted = min(run.workers.num_workers, room_for(each_worker, nodes))
     room = room_for({**each_worker, "memory": needed}, nodes)
-    if not run.workers.use_gpu and room < run.workers.num_workers:
+    if not run.workers.use_gpu and room < wanted:
         most = max((node.get("memory", 0.0) for node in nodes), default=0.0)
         lines.append(
             f"warning: nodes have memory for {room} such workers, this run has "

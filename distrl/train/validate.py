@@ -43,14 +43,14 @@ def validate(
     """
     try:
         metrics = _ranked(checkpoint, store_uri, config)
+        if monitor is not None:
+            ray.get(monitor.validated.remote(step, epoch, metrics))
     except Exception as error:
         # Ray Train only logs it, and training would go on to an end without a best checkpoint.
         if monitor is not None:
             said = str(error).strip().splitlines() or [type(error).__name__]
             monitor.tell.remote(f"warning: validating step {step} failed: {said[0]}")
         raise
-    if monitor is not None:
-        ray.get(monitor.validated.remote(step, epoch, metrics))
     return metrics
 
 

@@ -52,14 +52,18 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any]:
         StorageError: If the store cannot be read; it may be there again when Ray starts the workers
             again.
     """
-    worker = _Worker(task["task"])
+    steps_taken = 0
     try:
-        worker.train()
+        worker = _Worker(task["task"])
+        try:
+            worker.train()
+        finally:
+            steps_taken = worker.state.step
     except StorageError:
         raise
     except DistrlError as error:
-        return {"steps": worker.state.step, "error": error}
-    return {"steps": worker.state.step, "error": None}
+        return {"steps": steps_taken, "error": error}
+    return {"steps": steps_taken, "error": None}
 
 
 class _Worker:
@@ -160,11 +164,13 @@ class _Worker:
     def _names(self, items: set[int]) -> dict[int, str]:
         """What items are called; by their ids alone, and the user told, where texts are no good."""
         data, manifest = self.run.data, self.task.manifest
-        try:
-            return item_names(items, data.store_uri, manifest, data.item_text_uri)
-        except DistrlError as error:
-            self.task.monitor.tell.remote(f"warning: examples show ids and no titles: {error}")
-            return item_names(items, data.store_uri, manifest, None)
+        for texts in dict.fromkeys((data.item_text_uri, None)):
+            try:
+                return item_names(items, data.store_uri, manifest, texts)
+            except DistrlError as error:
+                # This worker alone reads them: the others could not end with it.
+                self.task.monitor.tell.remote(f"warning: examples show ids and no titles: {error}")
+        return {}
 
     def _log(self, meter: "_Meter", curves: Curves, consumed: int) -> None:
         """Curves and progress to the monitor, from one rank, without waiting. Collective."""

@@ -259,7 +259,7 @@ def test_a_shard_that_changed_in_place_ends_the_run_in_one_line(folder):
 
 def test_a_store_that_is_away_for_a_while_costs_no_row(folder):
     run = settings(folder, "away")
-    run["training"] |= {"checkpoint_every_steps": None, "checkpoint_every_minutes": 0.02}
+    run["training"] |= {"checkpoint_every_steps": None, "checkpoint_every_minutes": 0.002}
     run["data"]["store_uri"] = str(folder / "away-store")
     shutil.copytree(folder / "store", folder / "away-store")
     shard = folder / "away-store" / "sequences" / "part-00002.parquet"

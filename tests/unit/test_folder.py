@@ -51,6 +51,17 @@ def test_another_config_is_refused(started):
         folder.open(other, MADE_OF, uri, resume=True)
 
 
+def test_whom_a_checkpoint_is_chosen_by_may_not_change_and_how_they_are_ranked_may(started):
+    folder, run, uri, run_id = started
+    faster = run.evaluation.model_copy(update={"num_workers": 9, "batch_size": 64})
+    faster = run.model_copy(update={"evaluation": faster})
+    assert folder.open(faster, MADE_OF, uri, resume=True) == run_id
+    fewer = run.evaluation.model_copy(update={"validation_users": 100})
+    fewer = run.model_copy(update={"evaluation": fewer})
+    with pytest.raises(ConfigError, match=r"evaluation\.validation_users=100 \(was None\)"):
+        folder.open(fewer, MADE_OF, uri, resume=True)
+
+
 def test_a_used_name_and_a_resumption_of_nothing_are_refused(started, tmp_path):
     folder = started[0]
     with pytest.raises(ConfigError, match=r"name=beauty-sracl: .* exists; choose another name"):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from distrl.data.prepare import derived_partitions, reading_bytes
 from distrl.data.prepare_config import PrepareConfig
+from distrl.data.prepare_sizes import derived_partitions, reading_bytes, unit_bytes
 
 MB = 2**20
 
@@ -33,3 +33,18 @@ def test_a_chunk_gives_each_of_many_partitions_more_than_ray_hands_to_the_driver
     assert reading_bytes(config(), 4) == reading_bytes(config(), 256) == 64 * MB
     assert reading_bytes(config(), 1_563) == 1_563 * MB // 4
     assert reading_bytes(config(chunk_mb=512), 1_563) == 512 * MB
+
+
+@pytest.mark.parametrize(
+    ("filters", "megabytes", "chunks"),
+    [
+        ({}, 400_000, 1),
+        ({"event_types": ["buy"]}, 400_000, 8),
+        ({"time_from": "2026-01-01"}, 64 * 4 * 16 * 3, 3),  # as many for each of 16 tasks, 4 times
+        ({"min_rating": 4}, 1_000, 1),  # all tasks have work
+    ],
+)
+def test_what_filters_leave_of_a_piece_of_work_is_no_crumb(filters, megabytes, chunks):
+    source = {"uri": "x.csv", "event_type": "kind", "rating": "stars"}
+    asked = config(source=source, filters=filters)
+    assert unit_bytes(asked, 64 * MB, megabytes * MB, 16) == chunks * 64 * MB

@@ -51,6 +51,13 @@ def test_a_small_model_is_told_in_full():
     assert line == "parameters: encoder 1,784; up to 1 MB of memory on each worker"
 
 
+def test_a_cluster_that_has_yet_to_grow_is_not_taken_for_one_without_memory():
+    nodes = [{"CPU": 1.0, "memory": 10 * GIGABYTE}]
+    lines = size_lines(run_of(4), 8_000_000, {"CPU": 1.0, "special": 1.0}, nodes)
+    assert len(lines) == 1
+    assert len(size_lines(run_of(4), 80_000_000, {"CPU": 1.0}, nodes)) == 2
+
+
 @pytest.mark.parametrize(
     ("workers", "gigabytes", "warned"), [(2, 5, False), (3, 5, True), (1, 2, True), (4, 9, False)]
 )
