@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import ray
@@ -30,6 +31,7 @@ from distrl.data.store import check_sizes, manifest_hash, read_manifest
 from distrl.data.stream import StreamSplit
 from distrl.errors import CheckpointError, TrackingError
 from distrl.folder import RESULT_FILE, RunFolder
+from distrl.outage import through_outages
 from distrl.outcome import Outcome, conclude
 from distrl.remaining import Remaining
 from distrl.schema import Manifest
@@ -151,14 +153,42 @@ def _train(
         )
         .remote(tracking_uri, run_id, folder.at("validations.json"), run.training.patience)
     )
+    trainer = partial(_trainer, run, manifest, neighbors, folder, monitor)
+    with Watch(monitor, run.training, say), _own_interrupts():
+        try:
+            result = through_outages(
+                lambda: trainer().fit(), run.storage_uri, run.workers.max_failures, say
+            )
+        except ray.train.TrainingFailedError as error:
+            raise cause(error) from error
+        except SystemExit as ended:
+            # Ray's own handler of Ctrl-C ends this process without a word once workers have ended.
+            raise KeyboardInterrupt from ended
+        finally:
+            _deliver(monitor, folder, say)
+    error = (result.return_value or {}).get("error")
+    if error is not None:
+        raise error
+    best = result.get_best_checkpoint(SELECT_BY, "max")
+    if best is None:
+        raise CheckpointError(f"run {run.name} has no validated checkpoint in {folder.uri}")
+    return best, ray.get(monitor.speed.remote())
+
+
+def _trainer(
+    run: RunConfig,
+    manifest: Manifest,
+    neighbors: SideManifest | None,
+    folder: RunFolder,
+    monitor: Any,  # noqa: ANN401
+) -> TorchTrainer:
+    """One attempt at training; Ray has it begin at the last checkpoint in the run's folder."""
     store_hash = manifest_hash(manifest)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(run.workers.start_timeout_s)
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_worker,
         train_loop_config={"task": WorkerTask(run, manifest, store_hash, monitor)},
-        datasets={
-            "train": Remaining(run, manifest, neighbors, folder.uri, store_hash, monitor),
-        },
+        datasets={"train": Remaining(run, manifest, neighbors, folder.uri, store_hash)},
         dataset_config=StreamSplit(run.data.read_ahead_bytes),
         scaling_config=ScalingConfig(
             num_workers=run.workers.num_workers,
@@ -184,23 +214,6 @@ def _train(
             ),
         ),
     )
-    with Watch(monitor, run.training, say), _own_interrupts():
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise cause(error) from error
-        except SystemExit as ended:
-            # Ray's own handler of Ctrl-C ends this process without a word once workers have ended.
-            raise KeyboardInterrupt from ended
-        finally:
-            _deliver(monitor, folder, say)
-    error = (result.return_value or {}).get("error")
-    if error is not None:
-        raise error
-    best = result.get_best_checkpoint(SELECT_BY, "max")
-    if best is None:
-        raise CheckpointError(f"run {run.name} has no validated checkpoint in {folder.uri}")
-    return best, ray.get(monitor.speed.remote())
 
 
 @contextlib.contextmanager

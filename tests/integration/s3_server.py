@@ -62,6 +62,22 @@ class S3Server:
             ),
         )
 
+    def kill(self) -> None:
+        """Cuts the server off; what it answered for is kept, as the system holds its writes."""
+        self.process.kill()
+        self.process.wait()
+
+    def start_again(self, log: Path) -> None:
+        """Brings a killed server back, at the same address and with the same keys."""
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.process.args,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+        _wait_until_ready(self, log)
+
     def create_bucket(self, name: str) -> str:
         """Makes a bucket and returns its URI, `s3://<name>`."""
         self.client().create_bucket(Bucket=name)
@@ -182,5 +198,4 @@ def start_s3(folder: Path) -> Iterator[S3Server]:
         yield server
     finally:
         # SIGTERM takes weed 15 s; SIGKILL of an idle server loses nothing that was written.
-        process.kill()
-        process.wait()
+        server.kill()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -22,6 +23,7 @@ from distrl.data.store import manifest_hash, read_manifest
 from distrl.train.local import train_locally
 from distrl.train.monitor import SELECT_BY
 from jobs.local_head import RAY, ray_head
+from tests.integration.s3_server import S3Server, start_s3
 from tests.integration.servers import (
     REPOSITORY,
     elsewhere,
@@ -257,25 +259,62 @@ def test_a_shard_that_changed_in_place_ends_the_run_in_one_line(folder):
     assert not (folder / "runs" / "torn" / "result.json").exists()
 
 
-def test_a_store_that_is_away_for_a_while_costs_no_row(folder):
-    run = settings(folder, "away")
-    run["training"] |= {"checkpoint_every_steps": None, "checkpoint_every_minutes": 0.002}
-    run["data"]["store_uri"] = str(folder / "away-store")
-    shutil.copytree(folder / "store", folder / "away-store")
-    shard = folder / "away-store" / "sequences" / "part-00002.parquet"
-    log = folder / "away.log"
-    with started(folder, run) as process:
-        until(lambda: "MLflow run" in log.read_text(), process, log)
-        # The driver has seen the store whole; the workers have not begun to read.
-        shard.rename(folder / "away.parquet")
-        until(lambda: "part-00002.parquet: it does not exist; all" in log.read_text(), process, log)
-        (folder / "away.parquet").rename(shard)
-        assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
-    assert_every_row_once(folder, "away")
-    ((run_id, status),) = runs_named(folder, "away")
+SNAPSHOT = "cut/checkpoint_manager_snapshot.json"
+
+
+def copied(server: S3Server, bucket: str, target: Path) -> None:
+    client = server.client()
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+        for found in page.get("Contents", []):
+            if found["Key"].endswith("/") or not found["Size"]:
+                continue  # what stands for a folder
+            path = target / found["Key"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            client.download_file(bucket, found["Key"], str(path))
+
+
+def test_storage_that_is_away_for_a_while_costs_no_row(folder, tmp_path):
+    log = folder / "cut.log"
+    with start_s3(tmp_path / "s3") as s3:
+        bucket = s3.create_bucket("cut")
+        for path in filter(Path.is_file, (folder / "store").rglob("*")):
+            s3.client().upload_file(str(path), "cut", f"store/{path.relative_to(folder / 'store')}")
+        run = settings(folder, "cut") | {"storage_uri": bucket}
+        run["data"]["store_uri"] = f"{bucket}/store"
+        run["training"] |= {"checkpoint_every_steps": None, "checkpoint_every_minutes": 0.02}
+        run["tracking"] = {"uri": f"sqlite:///{folder}/runs/mlflow.db"}
+        job = ("jobs/train_mclrec.py", write_config(run))
+
+        def has_checkpoint() -> bool:
+            client = s3.client()
+            if not client.list_objects_v2(Bucket="cut", Prefix=SNAPSHOT).get("Contents"):
+                return False
+            content = client.get_object(Bucket="cut", Key=SNAPSHOT)["Body"].read()
+            return b"checkpoint-0" in content
+
+        with (
+            log.open("w") as out,
+            job_process(*job, environment=s3.environment(), stdout=out) as process,
+        ):
+            until(has_checkpoint, process, log)
+            s3.kill()
+            until(
+                lambda: "training stopped, as s3://cut failed it" in log.read_text(), process, log
+            )
+            s3.start_again(tmp_path / "s3" / "weed.log")
+            assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
+        copied(s3, "cut", folder / "runs")
+    assert_every_row_once(folder, "cut")
+    ((run_id, status),) = runs_named(folder, "cut")
     assert status == "FINISHED"
+    steps = curve(folder, run_id, "encoder/next_item")
+    assert steps == sorted(set(steps)), "a point of the curve is there twice"
     # Views are measured at each checkpoint, and time makes more of them than epochs do.
     assert len(curve(folder, run_id, "views/data/alignment")) > EPOCHS
+    # From the same weights the same steps would have the same loss.
+    reports = re.findall(r"step \d+  loss \S+", log.read_text())
+    assert len(set(reports)) == len(reports), "it began again, and not at a checkpoint"
+    assert re.search(r"epoch 0\.\d+/3 .*training stopped.*epoch [12]\.", log.read_text(), re.DOTALL)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_phase_step_and_terms(folder):

@@ -1,0 +1,96 @@
+"""A run's storage that is away, without a run."""
+
+import signal
+
+import pytest
+from ray.train import ControllerError, WorkerGroupError
+
+from distrl import launch, outage
+from distrl.errors import CheckpointError, StorageError
+from distrl.outage import through_outages
+
+AWAY = ControllerError(OSError("cannot write the snapshot\nand more"))
+
+
+@pytest.fixture
+def place(monkeypatch):
+    """How often the place cannot be written yet, and how long was paused for it."""
+    state, now = {"away": 0, "pauses": []}, [0.0]
+
+    def check(uri):
+        if state["away"]:
+            state["away"] -= 1
+            raise StorageError(f"cannot write {uri}")
+
+    def pause(seconds):
+        state["pauses"].append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(outage, "check_writable", check)
+    monkeypatch.setattr(outage.time, "sleep", pause)
+    monkeypatch.setattr(outage.time, "monotonic", lambda: now[0])
+    return state
+
+
+def attempts(*outcomes):
+    """A training that ends so, one attempt after another."""
+    left = list(outcomes)
+
+    def train():
+        outcome = left.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return train
+
+
+def test_training_goes_on_once_the_place_is_there_again(place):
+    said = []
+    place["away"] = 6
+    assert through_outages(attempts(AWAY, "trained"), "s3://runs", 3, said.append) == "trained"
+    assert place["pauses"] == [2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    assert said[0] == (
+        "warning: training stopped, as s3://runs failed it: cannot write the snapshot; it goes on "
+        "from the last checkpoint once that can be written again"
+    )
+    assert said[1] == "warning: cannot write s3://runs; asking again in 2 s"
+    assert len(said) == 1 + 6
+
+
+def test_as_many_outages_are_borne_as_workers_may_fail(place):
+    assert through_outages(attempts(AWAY, AWAY, "trained"), "s3://runs", 2, print) == "trained"
+    with pytest.raises(ControllerError):
+        through_outages(attempts(AWAY, AWAY, AWAY, "trained"), "s3://runs", 2, print)
+    assert through_outages(attempts(*[AWAY] * 9, "trained"), "s3://runs", -1, print) == "trained"
+
+
+def test_a_place_that_stays_away_ends_a_run_unless_it_may_take_as_long_as_it_takes(place):
+    place["away"] = 200
+    with pytest.raises(StorageError, match="cannot write s3://runs"):
+        through_outages(attempts(AWAY, "trained"), "s3://runs", 3, lambda line: None)
+    assert sum(place["pauses"]) <= outage.LONGEST_OUTAGE_S
+    place["away"] = 200
+    found = through_outages(attempts(AWAY, "trained"), "s3://runs", -1, lambda line: None)
+    assert found == "trained"
+    assert place["away"] == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ControllerError(CheckpointError("ledger.json is missing")),
+        ControllerError(ValueError("a bug")),
+        WorkerGroupError("a worker failed", {0: OSError("no such file")}),
+    ],
+)
+def test_what_is_no_outage_ends_the_run(place, error):
+    with pytest.raises(type(error)):
+        through_outages(attempts(error, "trained"), "s3://runs", -1, print)
+
+
+def test_ctrl_c_is_pythons_again_once_ray_has_trained():
+    before = signal.getsignal(signal.SIGINT)
+    with launch._own_interrupts():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGINT) is before
