@@ -2,7 +2,9 @@ import json
 
 import pytest
 
+from distrl.errors import StorageError
 from distrl.tracking import runs
+from distrl.train import monitor
 from distrl.train.monitor import SELECT_BY, Monitor
 
 
@@ -72,3 +74,31 @@ def test_news_are_told_once(make):
     assert progress["step"] == 12.0
     assert messages == ["validated epoch 1 (step 10): NDCG@10 0.2500 (best)", "worker 1 failed"]
     assert monitor.news()[1] == []
+
+
+def test_a_validation_that_cannot_be_written_is_not_known_and_may_be_told_again(make, monkeypatch):
+    def away(uri, content):
+        raise StorageError(f"cannot write {uri}")
+
+    one = make()
+    with monkeypatch.context() as context:
+        context.setattr(monitor, "write_bytes", away)
+        with pytest.raises(StorageError):
+            validate(one, 0.3)
+    assert one.validations() == {}
+    validate(one, 0.3)
+    assert list(one.validations()) == [10]
+
+
+def test_a_monitor_starts_while_its_folder_cannot_be_read(make, monkeypatch):
+    def away(uri):
+        raise StorageError(f"cannot look at {uri}")
+
+    validate(make(), 0.3)
+    with monkeypatch.context() as context:
+        context.setattr(monitor, "exists", away)
+        again = make()
+        again.report({"step": 3.0}, {})
+        with pytest.raises(StorageError):
+            again.should_stop()
+    assert list(again.validations()) == [10]
