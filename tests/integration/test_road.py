@@ -144,13 +144,13 @@ def test_a_cluster_that_grows_is_waited_for_with_a_word_and_then_trains(place):
     with job_process(*command, environment=environment) as job:
         assert job.stdout is not None
         for line in job.stdout:
-            if "no step yet" in line and "no step yet" not in said:
+            if "no report yet" in line and "no report yet" not in said:
                 # By now Ray has given up placing the workers once, and asked anew.
                 place["cluster"].add_node(num_cpus=2, resources={"late": 2})
             said += line
         assert job.wait(timeout=60) == 0, said
     assert "the cluster has 0 late, this job needs 2 at once" in said
-    assert "workers start, or wait for the cluster to hold them" in said
+    assert "take their first steps, or wait for the cluster to hold them" in said
     assert "validated epoch 1" in said
 
 
