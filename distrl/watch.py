@@ -20,6 +20,9 @@ SILENCE_S = 20.0
 LATER_SILENCE_S = 60.0
 """The same once steps were taken, or three times the longest time between two reports so far."""
 
+REPEATS_S = 10.0
+"""Within which the same failure of the same worker is the one that was told of."""
+
 
 def cause(error: BaseException) -> BaseException:
     """The user's mistake inside what Ray raised, or what Ray raised."""
@@ -41,7 +44,7 @@ class TellFailures(ray.train.UserCallback):
 
     def __init__(self, monitor: Any) -> None:  # noqa: ANN401
         self._monitor = monitor
-        self._told: set[tuple[int, str]] = set()
+        self._told: dict[tuple[int, str], float] = {}
 
     def after_exception(
         self,
@@ -55,9 +58,10 @@ class TellFailures(ray.train.UserCallback):
             # Of other errors Ray gives a trace, which ends with what went wrong.
             said = lines[0] if isinstance(found, DistrlError) else lines[-1]
             # Until a node that was called back is gone, Ray tells of its workers every 2 s.
-            if (rank, str(error)) in self._told:
+            before = self._told.get((rank, str(error)), -REPEATS_S)
+            self._told[rank, str(error)] = time.monotonic()
+            if time.monotonic() - before < REPEATS_S:
                 continue
-            self._told.add((rank, str(error)))
             self._monitor.tell.remote(
                 f"warning: worker {rank} failed: {said}; unless it was one failure too many "
                 "(workers.max_failures), all go on from the last checkpoint"

@@ -92,13 +92,17 @@ def test_silence_is_told_of_at_first_and_after_steps(answers, monkeypatch):
     assert at(256.0, 40) == []
 
 
-def test_a_failure_is_told_of_once_and_another_one_again():
-    answers = Answers()
+def test_a_failure_is_told_of_once_and_another_or_a_later_one_again(monkeypatch):
+    answers, now = Answers(), [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     callback = TellFailures(answers)
     first, other = ValueError("no memory"), ValueError("no disk")
     for error in (first, first, other):
         callback.after_exception(None, {1: error})
+    now[0] += watch.REPEATS_S
+    callback.after_exception(None, {1: first})
     assert [line.split(";")[0] for line in answers.told] == [
         "warning: worker 1 failed: no memory",
         "warning: worker 1 failed: no disk",
+        "warning: worker 1 failed: no memory",
     ]
