@@ -39,18 +39,6 @@ def ensure_process_group(backend: Literal["gloo", "nccl"]) -> None:
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
-def leave_process_group() -> None:
-    """Ends the process group of a process that is about to end in good order.
-
-    For processes that no Ray Train worker is: Ray ends its own. A gloo group of several ranks whose
-    threads the interpreter's end finds running can abort the process (pytorch#190489). After an
-    error it is left alone, since ranks that still wait for one another would wait here.
-    """
-    if dist.is_initialized():
-        _host_group.cache_clear()
-        dist.destroy_process_group()
-
-
 def rank() -> int:
     """This worker's number in the process group, 0 for the first."""
     return dist.get_rank()

@@ -16,7 +16,6 @@ from distrl.engine.collectives import (
     broadcast_object,
     ensure_process_group,
     gather_objects,
-    leave_process_group,
     rank,
     sum_over_ranks,
     world_size,
@@ -40,6 +39,7 @@ from tests.parity.engine_methods import (
     shares_of,
     with_prefixes,
 )
+from tests.ranks import end_rank
 
 STEPS = 3
 MENDING = {"operations": "argmax", "max_inserted": MOST_INSERTED, "pretrain_epochs": 1}
@@ -329,7 +329,7 @@ def main(mode, out, other=None):
         results |= dict(resumptions(Path(other)))
     if rank() == 0:
         (Path(out) / "results.json").write_text(json.dumps(results))
-    leave_process_group()
+    end_rank()
 
 
 if __name__ == "__main__":

@@ -4,16 +4,11 @@ The two process groups run every case once (`engine_cases`); the tests read what
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.integration.servers import free_port
+from tests.ranks import run_ranks
 
-REPO = Path(__file__).parents[2]
 WORLDS, STAGES = (1, 2), (1, 2, 3)
 TOLERANCE = 1e-6
 """Of float32 weights, relative to the largest. Most cases are at 0.0 on torch 2.13 and gloo."""
@@ -24,33 +19,9 @@ pytestmark = pytest.mark.slow
 
 
 def launch(world, *arguments):
-    """Runs the cases in `world` processes: a plain one, or as torchrun would start them."""
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    # Without a PATH nothing can call a compiler.
-    env |= {"PATH": "/nonexistent", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    port = str(free_port())
-    launched = []
-    for rank in range(world):
-        named = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-        named |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        launched.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.parity.engine_cases", *map(str, arguments)],
-                cwd=REPO,
-                env=env | (named if world > 1 else {}),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        said = [process.communicate(timeout=600)[0] for process in launched]
-    finally:
-        for process in launched:
-            process.kill()
-    codes = [process.returncode for process in launched]
-    assert codes == [0] * world, "\n".join(said)[-4000:]
-    return "".join(said)
+    """Runs the cases in `world` processes; without a PATH nothing can call a compiler."""
+    environment = {"PATH": "/nonexistent"}
+    return run_ranks(world, "tests.parity.engine_cases", *arguments, environment=environment)
 
 
 @pytest.fixture(scope="module")

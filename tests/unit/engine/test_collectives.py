@@ -17,7 +17,6 @@ from distrl.engine.collectives import (
     ensure_process_group,
     gather_objects,
     host_group,
-    leave_process_group,
     rank,
     sum_over_ranks,
     world_size,
@@ -56,8 +55,7 @@ def the_host_group_follows() -> None:
     ensure_process_group("gloo")
     first = host_group()
     assert first is dist.group.WORLD
-    leave_process_group()
-    assert not dist.is_initialized()
+    dist.destroy_process_group()
     ensure_process_group("gloo")
     assert host_group() is dist.group.WORLD
     assert host_group() is not first

@@ -9,16 +9,12 @@ from pathlib import Path
 
 import torch
 
-from distrl.engine.collectives import (
-    ensure_process_group,
-    leave_process_group,
-    rank,
-    world_size,
-)
+from distrl.engine.collectives import ensure_process_group, rank, world_size
 from distrl.engine.config import EngineConfig
 from distrl.engine.zero import Engines
 from distrl.train.collapse import CollapseProbe
 from tests.parity.engine_methods import batches_of, cut, empty, make, shares_of
+from tests.ranks import end_rank
 
 
 def read_over(batches):
@@ -48,7 +44,7 @@ def main(folder: Path) -> None:
     (folder / f"{rank()}.json").write_text(json.dumps(results))
     if rank() == 0:
         torch.save(weights, folder / "weights.pt")
-    leave_process_group()
+    end_rank()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,5 @@
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +9,9 @@ from distrl.engine.config import EngineConfig
 from distrl.engine.zero import Engines
 from distrl.ops.diagnostics import view_diagnostics
 from distrl.train.collapse import CollapseProbe, diagnostics
-from tests.integration.servers import free_port
 from tests.parity.engine_methods import cut, empty, make, shares_of
+from tests.ranks import run_ranks
 
-REPOSITORY = Path(__file__).parents[3]
 NAMES = {
     f"views/{kind}/{name}"
     for kind in ("data", "learned")
@@ -103,30 +98,7 @@ def test_views_that_are_not_finite_are_left_to_the_loss_to_tell():
 
 @pytest.mark.slow
 def test_ranks_without_pairs_at_zero_3_neither_hang_nor_differ(tmp_path):
-    named = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.unit.train.collapse_ranks", str(tmp_path)],
-            cwd=REPOSITORY,
-            env={
-                **os.environ,
-                **named,
-                "RANK": str(r),
-                "LOCAL_RANK": str(r),
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for r in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-4000:]
+    run_ranks(2, "tests.unit.train.collapse_ranks", tmp_path, timeout_s=120)
     first, second = (json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2))
     assert first == second
     assert first["nobody"] == {}
