@@ -5,12 +5,14 @@ Everything here works on host memory, so it goes over gloo even where gradients 
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from distrl.errors import DistrlError
 
 T = TypeVar("T")
 
@@ -91,6 +93,25 @@ def broadcast_object(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0, group=host_group())
     return box[0]
+
+
+def together(do: Callable[[], T]) -> T:
+    """What `do` returns, if it does so on every rank, so that none waits for one that has failed.
+
+    Collective.
+
+    Raises:
+        DistrlError: On all ranks, what the first rank where `do` fails has raised.
+    """
+    done, failed = [], None
+    try:
+        done.append(do())
+    except DistrlError as error:
+        failed = error
+    failures = [error for error in gather_objects(failed) if error is not None]
+    if failures:
+        raise failures[0]
+    return done[0]
 
 
 def gather_rows(rows: Tensor) -> Tensor:

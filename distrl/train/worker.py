@@ -17,7 +17,13 @@ from distrl.config import RunConfig
 from distrl.data.beside import read_beside
 from distrl.data.samples import BatchMaker, empty_batch
 from distrl.data.stream import batches
-from distrl.engine.collectives import ensure_process_group, gather_objects, rank, world_size
+from distrl.engine.collectives import (
+    ensure_process_group,
+    gather_objects,
+    rank,
+    together,
+    world_size,
+)
 from distrl.errors import DistrlError, StorageError
 from distrl.schema import Manifest
 from distrl.train.collapse import CollapseProbe
@@ -93,7 +99,7 @@ class _Worker:
         shard = ray.train.get_dataset_shard("train")
         assert shard is not None, "the launcher gives every worker a part of the stream"
         manifest = self.task.manifest
-        beside = read_beside(run.data, manifest)
+        beside = together(lambda: read_beside(run.data, manifest))
         maker = BatchMaker.of(run.data, state.method, manifest.num_items, run.seed, beside)
         self.mending = MendingProbe(state, manifest, maker)
         stream = batches(shard, run.data, maker, batch_size=run.data.batch_size // world_size())

@@ -18,12 +18,13 @@ from distrl.engine.collectives import (
     gather_objects,
     rank,
     sum_over_ranks,
+    together,
     world_size,
 )
 from distrl.engine.config import EngineConfig
 from distrl.engine.vendor import load_deepspeed
 from distrl.engine.zero import Engines
-from distrl.errors import CheckpointError, DivergedError
+from distrl.errors import CheckpointError, DivergedError, StorageError
 from tests.packed import batch_of
 from tests.parity.engine_methods import (
     CPU,
@@ -291,8 +292,26 @@ def small_collectives():
     }
 
 
+def failing_on(lost):
+    """What `together` makes of work that one rank alone cannot do, and of work that all can."""
+
+    def work():
+        if rank() == lost:
+            raise StorageError(f"rank {lost} sees no table")
+        return f"{rank()}"
+
+    def answer(do):
+        try:
+            return together(do)
+        except StorageError as error:
+            return str(error)
+
+    return gather_objects([answer(work), answer(lambda: "read")])
+
+
 def every_case(out):
     yield "world", world_size()
+    yield "together", failing_on(world_size() - 1)
     yield "collectives", small_collectives()
     yield "from-rank-0", from_rank_0()
     for stage in (1, 2, 3):

@@ -186,6 +186,11 @@ def test_small_collectives_on_two_ranks(found):
     }
 
 
+@pytest.mark.parametrize("world", WORLDS)
+def test_what_one_rank_cannot_do_fails_on_all(found, world):
+    assert found[world]["together"] == [[f"rank {world - 1} sees no table", "read"]] * world
+
+
 def test_deepspeed_says_nothing_but_that_it_skipped_the_poisoned_steps(found):
     lines = [line for world in found.values() for line in world["said"].splitlines()]
     assert [line for line in lines if "OVERFLOW! Skipping step" not in line] == []
