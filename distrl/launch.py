@@ -39,13 +39,15 @@ from distrl.storage import absolute, check_writable, join
 from distrl.tracking.config import resolve_tracking_uri
 from distrl.tracking.connection import check_reachable
 from distrl.tracking.runs import finish_run
+from distrl.train.causes import cause
 from distrl.train.checks import check_run
 from distrl.train.fleet import ranking_need
 from distrl.train.monitor import SELECT_BY, Monitor
 from distrl.train.size import size_lines
 from distrl.train.validate import validate
 from distrl.train.worker import WorkerTask, train_worker
-from distrl.watch import Say, TellFailures, Watch, cause
+from distrl.waiting import once_there
+from distrl.watch import Say, TellFailures, Watch
 
 _SIZE_KEYS = "workers.num_workers, workers.cpus_per_worker or evaluation.num_workers"
 
@@ -93,14 +95,15 @@ def fit(run: RunConfig, *, resume: bool, say: Say) -> Outcome:
     try:
         best, speed = _train(run, manifest, neighbors, folder, tracking_uri, run_id, say)
         outcome = conclude(run, manifest, folder, tracking_uri, run_id, best, speed, say)
+        # The result comes before the status: without it a resumed run would conclude once more.
+        result = outcome.model_dump_json(indent=1)
+        once_there(lambda: folder.write(RESULT_FILE, result), say)
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         # What went wrong first is what the user must read, not that MLflow is away too.
         with contextlib.suppress(TrackingError):
             finish_run(tracking_uri, run_id, status)
         raise
-    # The result comes first: without it a run that is resumed would register its model again.
-    folder.write(RESULT_FILE, outcome.model_dump_json(indent=1))
     finish_run(tracking_uri, run_id, "FINISHED")
     return outcome
 
@@ -154,25 +157,38 @@ def _train(
         .remote(tracking_uri, run_id, folder.at("validations.json"), run.training.patience)
     )
     trainer = partial(_trainer, run, manifest, neighbors, folder, monitor)
-    with Watch(monitor, run.training, say), _own_interrupts():
+    with Watch(monitor, run.training, say):
         try:
             result = through_outages(
-                lambda: trainer().fit(), run.storage_uri, run.workers.max_failures, say
+                lambda: _attempt(trainer()), folder.uri, run.workers.max_failures, say
             )
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, RayError) as error:
             raise cause(error) from error
-        except SystemExit as ended:
-            # Ray's own handler of Ctrl-C ends this process without a word once workers have ended.
-            raise KeyboardInterrupt from ended
         finally:
             _deliver(monitor, folder, say)
     error = (result.return_value or {}).get("error")
     if error is not None:
         raise error
-    best = result.get_best_checkpoint(SELECT_BY, "max")
-    if best is None:
-        raise CheckpointError(f"run {run.name} has no validated checkpoint in {folder.uri}")
-    return best, ray.get(monitor.speed.remote())
+    return _best(result, folder), ray.get(monitor.speed.remote())
+
+
+def _attempt(trainer: TorchTrainer) -> ray.train.Result:
+    with _own_interrupts():
+        try:
+            return trainer.fit()
+        except SystemExit as ended:
+            # Ray's own handler of Ctrl-C ends this process without a word once workers have ended.
+            raise KeyboardInterrupt from ended
+
+
+def _best(result: ray.train.Result, folder: RunFolder) -> Checkpoint:
+    validated = [found for found in result.best_checkpoints or [] if SELECT_BY in found[1]]
+    if not validated:
+        raise CheckpointError(
+            f"no checkpoint of {folder.uri} is validated, so none can be chosen: its rankings "
+            "failed, as the warnings say; jobs/evaluate.py ranks with any checkpoint there"
+        )
+    return max(validated, key=lambda found: found[1][SELECT_BY])[0]
 
 
 def _trainer(

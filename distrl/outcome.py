@@ -15,7 +15,7 @@ from distrl.serving.artifact import Artifact, write_artifact
 from distrl.storage import write_bytes
 from distrl.tracking.curves import curves, picture
 from distrl.tracking.model import log_model
-from distrl.tracking.registry import Registry
+from distrl.tracking.registry import Registry, Version
 from distrl.tracking.run_log import RunLog
 from distrl.train import report
 from distrl.train.evaluate import EvaluationResult, evaluate_model
@@ -91,21 +91,8 @@ def conclude(
     _log(result, pictures, tracking_uri, run_id, progress["step"])
 
     items = read_item_ids(run.data.store_uri, manifest)
-    with tempfile.TemporaryDirectory(prefix="distrl-model-") as temporary:
-        artifact = Path(temporary, "model")
-        write_artifact(artifact, Artifact(method, run.method, catalog, items))
-        model_uri = log_model(tracking_uri, run_id, artifact, manifest.item_type)
-    version = Registry(tracking_uri).register(
-        run.registered_model,
-        model_uri,
-        run_id,
-        {
-            "store_manifest": manifest_hash(manifest),
-            "method": run.method.name,
-            "run": run.name,
-            **{f"test.{name}": f"{value:.6f}" for name, value in result.metrics.items()},
-        },
-    )
+    made = Artifact(method, run.method, catalog, items)
+    version = _registered(run, manifest, made, result, tracking_uri, run_id)
     say("")
     for name in pictures:
         say(f"picture: {folder.at(name)}")
@@ -122,6 +109,32 @@ def conclude(
         baselines=_baselines(result),
         pictures={name: folder.at(name) for name in pictures},
     )
+
+
+def _registered(
+    run: RunConfig,
+    manifest: Manifest,
+    artifact: Artifact,
+    result: EvaluationResult,
+    tracking_uri: str,
+    run_id: str,
+) -> Version:
+    """The run's version in the registry: the one it has, where it was cut off after making it."""
+    registry = Registry(tracking_uri)
+    tags = {
+        "store_manifest": manifest_hash(manifest),
+        "method": run.method.name,
+        "run": run.name,
+        **{f"test.{name}": f"{value:.6f}" for name, value in result.metrics.items()},
+    }
+    before = registry.made_by(run.registered_model, run_id, tags)
+    if before is not None:
+        return before
+    with tempfile.TemporaryDirectory(prefix="distrl-model-") as temporary:
+        folder = Path(temporary, "model")
+        write_artifact(folder, artifact)
+        model_uri = log_model(tracking_uri, run_id, folder, manifest.item_type)
+    return registry.register(run.registered_model, model_uri, run_id, tags)
 
 
 def _text(checkpoint: Checkpoint, name: str) -> str:

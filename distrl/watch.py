@@ -10,7 +10,7 @@ import ray.train
 from ray.exceptions import RayError
 
 from distrl.config import TrainingConfig
-from distrl.errors import DistrlError
+from distrl.train.causes import in_a_line
 
 Say = Callable[[str], None]
 
@@ -22,21 +22,6 @@ LATER_SILENCE_S = 60.0
 
 REPEATS_S = 10.0
 """Within which the same failure of the same worker is the one that was told of."""
-
-
-def cause(error: BaseException) -> BaseException:
-    """The user's mistake inside what Ray raised, or what Ray raised."""
-    pending: list[BaseException | None] = [error]
-    while pending:
-        inner = pending.pop()
-        if inner is None:
-            continue
-        if isinstance(inner, DistrlError):
-            return inner
-        pending += [inner.__cause__, getattr(inner, "cause", None)]
-        pending += [getattr(inner, "controller_failure", None)]
-        pending += list(getattr(inner, "worker_failures", {}).values())
-    return error
 
 
 class TellFailures(ray.train.UserCallback):
@@ -53,18 +38,14 @@ class TellFailures(ray.train.UserCallback):
     ) -> None:
         """One line for each worker that failed."""
         for rank, error in worker_exceptions.items():
-            found = cause(error)
-            lines = str(found).strip().splitlines() or [type(error).__name__]
-            # Of other errors Ray gives a trace, which ends with what went wrong.
-            said = lines[0] if isinstance(found, DistrlError) else lines[-1]
             # Until a node that was called back is gone, Ray tells of its workers every 2 s.
             before = self._told.get((rank, str(error)), -REPEATS_S)
             self._told[rank, str(error)] = time.monotonic()
             if time.monotonic() - before < REPEATS_S:
                 continue
             self._monitor.tell.remote(
-                f"warning: worker {rank} failed: {said}; unless it was one failure too many "
-                "(workers.max_failures), all go on from the last checkpoint"
+                f"warning: worker {rank} failed: {in_a_line(error)}; unless it was one failure too "
+                "many (workers.max_failures), all go on from the last checkpoint"
             )
 
 
@@ -98,7 +79,8 @@ class Watch:
         for message in messages:
             self._say(message)
         if progress and progress["step"] != self._last:
-            if self._last >= 0:
+            # A wait that had to be told of is no measure of how long reports usually take.
+            if self._last >= 0 and self._told <= self._heard:
                 self._longest_s = max(self._longest_s, time.monotonic() - self._heard)
             self._last, self._heard = progress["step"], time.monotonic()
             self._say(progress_line(progress, self._training.epochs))

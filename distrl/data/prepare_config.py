@@ -102,8 +102,9 @@ class PrepareConfig(Config):
     num_cpus: PositiveInt | None = None
     """Tasks of one CPU each that run at a time; None: as many as the cluster has CPUs."""
     chunk_mb: PositiveInt = 64
-    """Rows that a reading task holds at a time, in MB; a quarter of a MB a partition where that is
-    more, so that of very large logs what goes from one to another is not all crumbs."""
+    """Rows that a reading task hands on at a time, in MB, and it holds up to twice as many; a
+    quarter of a MB a partition where that is more, so that of very large logs what goes from one to
+    another is not all crumbs."""
     partition_mb: PositiveInt = 256
     """Rows of one partition, in MB; a task needs up to four times this at its peak."""
     num_partitions: PositiveInt | None = None

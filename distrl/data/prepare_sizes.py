@@ -32,12 +32,12 @@ def derived_partitions(config: PrepareConfig, megabytes: float, limit: int) -> i
 
 
 def reading_bytes(config: PrepareConfig, num_partitions: int) -> int:
-    """Bytes of events that a reading task holds: chunk_mb, or more where partitions are many."""
+    """Bytes of events in a chunk: chunk_mb, or more where partitions are many."""
     return max(config.chunk_mb * _MB, num_partitions * _PIECE_KB * 1024)
 
 
 def unit_bytes(config: PrepareConfig, chunk_bytes: int, all_bytes: float, limit: int) -> int:
-    """Bytes of events that a reading task goes through, of which it holds chunk_bytes at a time.
+    """Bytes of events that a reading task goes through, in chunks of chunk_bytes or more.
 
     More where filters leave few of them, so that a task's only chunk is no crumb, as long as all
     tasks have work.

@@ -80,7 +80,12 @@ def read_unit(
 def _chunks(
     cleaner: EventCleaner, unit: Sequence[ReadPart], counts: ReadCounts, chunk_bytes: int
 ) -> Generator[pa.Table, None, None]:
+    """Events by chunk_bytes or more; what is left over goes with the last, where there is one.
+
+    Left over by itself it could be cut into pieces so small that the driver would hold them.
+    """
     held: list[pa.Table] = []
+    full: list[pa.Table] = []
     num_bytes = 0
     for part in unit:
         for table in cleaner.clean(part, counts):
@@ -88,10 +93,11 @@ def _chunks(
                 held.append(table)
                 num_bytes += table.nbytes
             if num_bytes >= chunk_bytes:
-                yield pa.concat_tables(held)
-                held, num_bytes = [], 0
-    if held:
-        yield pa.concat_tables(held)
+                if full:
+                    yield pa.concat_tables(full)
+                full, held, num_bytes = held, [], 0
+    if full or held:
+        yield pa.concat_tables(full + held)
 
 
 @ray.remote

@@ -13,9 +13,10 @@ from distrl.storage import exists, join, read_bytes, write_bytes
 from distrl.study.config import StudyConfig
 from distrl.study.judging import judge_and_write
 from distrl.study.trials import Trial, trial_folder
+from distrl.train.causes import cause
 from distrl.train.local import Validated, train_locally
 from distrl.train.monitor import SELECT_BY
-from distrl.watch import Say, cause
+from distrl.watch import Say
 
 TUNE_FOLDER = "tune"
 PROBLEM_FILE = "problem.txt"

@@ -72,6 +72,19 @@ class Registry:
                 )
         return _version(made)
 
+    def made_by(self, model: str, run_id: str, tags: Mapping[str, str]) -> Version | None:
+        """The version that a run has registered with these tags, and maybe others, if any.
+
+        Raises:
+            TrackingError: If MLflow refuses or cannot be reached.
+        """
+        with speaking_to(self._uri, f"look for {model} of run {run_id}") as client:
+            for found in client.search_model_versions(f"name='{model}' and run_id='{run_id}'"):
+                version = _version(client.get_model_version(model, str(found.version)))
+                if tags.items() <= version.tags.items():
+                    return version
+        return None
+
     def version(self, model: str, number: int | str) -> Version:
         """One version; "latest" is the newest.
 

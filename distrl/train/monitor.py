@@ -99,8 +99,8 @@ class Monitor:
 
     def news(self) -> tuple[dict[str, float], list[str]]:
         """The latest progress, and the messages since the last call."""
-        messages = self._messages[:]
-        self._messages.clear()
+        # One by one, as the log's thread may add to them meanwhile.
+        messages = [self._messages.pop(0) for _ in range(len(self._messages))]
         return self._progress, messages
 
     def close(self, timeout_s: float) -> list[tuple[int, dict[str, float]]]:

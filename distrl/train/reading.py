@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distrl.data.store import verify_shard
 from distrl.errors import SchemaError
 from distrl.ops.ragged import Ragged
 from distrl.schema import Shard
@@ -49,6 +50,8 @@ def shard_batches(
             "store again"
         ) from error
     except OSError as error:
+        # Of a damaged page Arrow says the same kind of thing as of storage that is away.
+        verify_shard(store_uri, shard)
         raise explained(uri, "read", error) from error
     if num_rows != shard.rows:
         raise SchemaError(

@@ -1,5 +1,6 @@
 """The task that Ray Train runs beside training for a checkpoint."""
 
+from functools import partial
 from typing import Any
 
 import ray
@@ -7,8 +8,10 @@ from ray.train import Checkpoint
 
 from distrl.data.evaluation_config import EvaluationConfig
 from distrl.data.store import read_manifest
+from distrl.train.causes import in_a_line
 from distrl.train.evaluate import evaluate_model
 from distrl.train.saved import load_model, model_files
+from distrl.waiting import once_there
 
 ALWAYS_CUTOFF = 10
 """The best checkpoint is chosen by NDCG@10, whatever cutoffs are configured."""
@@ -40,16 +43,22 @@ def validate(
     Raises:
         CheckpointError: If the checkpoint is torn.
         SchemaError: If the store is torn.
+        StorageError: If the checkpoint or the store is away for long.
     """
-    try:
-        metrics = _ranked(checkpoint, store_uri, config)
+
+    def say(line: str) -> None:
         if monitor is not None:
-            ray.get(monitor.validated.remote(step, epoch, metrics))
+            monitor.tell.remote(line)
+
+    # Ray Train never asks again for a validation that failed: an outage is outlasted here.
+    outlast = partial(once_there, say=say, line=in_a_line)
+    try:
+        metrics = outlast(lambda: _ranked(checkpoint, store_uri, config))
+        if monitor is not None:
+            outlast(lambda: ray.get(monitor.validated.remote(step, epoch, metrics)))
     except Exception as error:
         # Ray Train only logs it, and training would go on to an end without a best checkpoint.
-        if monitor is not None:
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            monitor.tell.remote(f"warning: validating step {step} failed: {said[0]}")
+        say(f"warning: validating step {step} failed: {in_a_line(error)}")
         raise
     return metrics
 

@@ -18,6 +18,7 @@ from distrl.data.beside import read_beside
 from distrl.data.samples import BatchMaker, empty_batch
 from distrl.data.stream import batches
 from distrl.engine.collectives import (
+    broadcast_object,
     ensure_process_group,
     gather_objects,
     rank,
@@ -96,12 +97,14 @@ class _Worker:
     def train(self) -> None:
         """Reads the stream to its end, checkpointing on the way."""
         run, training, state = self.run, self.run.training, self.state
+        if state.ledger.total and self._has_stopped():
+            return
         shard = ray.train.get_dataset_shard("train")
         assert shard is not None, "the launcher gives every worker a part of the stream"
         manifest = self.task.manifest
         beside = together(lambda: read_beside(run.data, manifest))
         maker = BatchMaker.of(run.data, state.method, manifest.num_items, run.seed, beside)
-        self.mending = MendingProbe(state, manifest, maker)
+        self.mending = together(lambda: MendingProbe(state, manifest, maker))
         stream = batches(shard, run.data, maker, batch_size=run.data.batch_size // world_size())
         curves, wishes, saved_at = Curves(), Wishes(), time.monotonic()
         consumed = state.ledger.total
@@ -143,6 +146,11 @@ class _Worker:
                 break
         if state.has_news():
             self._checkpoint(validate=True)
+
+    def _has_stopped(self) -> bool:
+        """Whether patience had already ended the training that a checkpoint is of. Collective."""
+        asked = rank() == 0 and ray.get(self.task.monitor.should_stop.remote())
+        return broadcast_object(bool(asked))
 
     def _is_due(self, saved_at: float) -> bool:
         minutes = self.run.training.checkpoint_every_minutes

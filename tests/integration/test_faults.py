@@ -299,7 +299,9 @@ def test_storage_that_is_away_for_a_while_costs_no_row(folder, tmp_path):
             until(has_checkpoint, process, log)
             s3.kill()
             until(
-                lambda: "training stopped, as s3://cut failed it" in log.read_text(), process, log
+                lambda: "training stopped, as s3://cut/cut failed it" in log.read_text(),
+                process,
+                log,
             )
             s3.start_again(tmp_path / "s3" / "weed.log")
             assert process.wait(timeout=300) == 0, log.read_text()[-3000:]

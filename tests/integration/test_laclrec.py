@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from distrl.data.store import read_manifest
 from tests.integration.finished_runs import assert_each_row_once, last_checkpoint, only_run
-from tests.integration.servers import job_process, small_run, write_config
+from tests.integration.servers import job_process, run_job, small_run, write_config
 from tests.integration.test_faults import training_workers
 from tests.store_factory import make_store
 
@@ -144,3 +144,14 @@ def test_a_run_that_patience_ends_shows_examples_and_titles_that_are_torn_do_not
     pages = {p.name: p.read_text() for p in (folder / "torn").glob("mlartifacts/*/*/augmenter/*")}
     assert set(pages) == {f"examples-epoch-{end:03d}.md" for end in (1, last)}
     assert all("item-7" in page and "Balm" not in page for page in pages.values())
+
+    # Cut off before its result was written, it is concluded: not trained on, nor registered again.
+    (folder / "torn" / "torn" / "result.json").unlink()
+    before = {path.name for path in (folder / "torn" / "torn").glob("checkpoint-*")}
+    again = run_job("jobs/train_laclrec.py", write_config(run), "--resume")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "registered road version 1" in said
+    assert "registered road version 1" in again.stdout
+    assert {path.name for path in (folder / "torn" / "torn").glob("checkpoint-*")} == before
+    assert validations == json.loads((folder / "torn" / "torn" / "validations.json").read_text())
+    assert (folder / "torn" / "torn" / "result.json").exists()

@@ -207,6 +207,11 @@ def test_versions_come_with_their_tags(registry):
     registry, model = registry
     assert registry.version(model, 1).tags == {"kept/ndcg_at_10": "1"}
     assert registry.version(model, "latest").number == 2
+    run_id = registry.version(model, 1).run_id
+    assert registry.made_by(model, run_id, {"kept/ndcg_at_10": "1"}).number == 1
+    assert registry.made_by(model, run_id, {"kept/ndcg_at_10": "3"}) is None
+    assert registry.made_by(model, "another", {}) is None
+    assert registry.made_by("no-such-model", run_id, {}) is None
     assert registry.resolve(f"models:/{model}/1").number == 1
 
 

@@ -4,12 +4,14 @@ import time
 
 import pytest
 import ray
+from ray.exceptions import RayTaskError
 from ray.train.v2.api.exceptions import ControllerError
 
 from distrl import watch
 from distrl.config import TrainingConfig
 from distrl.errors import CheckpointError, StorageError
-from distrl.watch import TellFailures, Watch, cause
+from distrl.train.causes import cause, in_a_line
+from distrl.watch import TellFailures, Watch
 
 
 class Answers:
@@ -52,6 +54,15 @@ def test_the_users_mistake_is_found_in_whatever_ray_wraps_it_in():
     assert cause(nobodys) is nobodys
 
 
+def test_what_an_actor_raised_is_said_without_its_trace():
+    away = StorageError("cannot write validations.json")
+    both = RayTaskError("validated", "a trace\nof many lines", away).as_instanceof_cause()
+    assert isinstance(both, StorageError)
+    assert cause(ControllerError(both)) is away
+    assert in_a_line(both) == "cannot write validations.json"
+    assert in_a_line(ControllerError(RuntimeError("a bug"))).endswith("a bug")
+
+
 def test_an_answer_that_takes_long_is_waited_for_and_not_asked_for_twice(answers):
     said = []
     looks = Watch(answers, TrainingConfig(), said.append)
@@ -90,6 +101,9 @@ def test_silence_is_told_of_at_first_and_after_steps(answers, monkeypatch):
     assert line.startswith("95 s and no news after step 40")
     assert "0.5 of 2 CPU free" in line
     assert at(256.0, 40) == []
+    # What had to be told of is not how long reports usually take.
+    assert at(400.0, 60)[0].startswith("epoch 0.50")
+    assert at(495.0, 60)[0].startswith("95 s and no news after step 60")
 
 
 def test_a_failure_is_told_of_once_and_another_or_a_later_one_again(monkeypatch):

@@ -1,9 +1,11 @@
 """How a log is cut for its size, without a log of that size."""
 
+import pyarrow as pa
 import pytest
 
 from distrl.data.prepare_config import PrepareConfig
 from distrl.data.prepare_sizes import derived_partitions, reading_bytes, unit_bytes
+from distrl.data.prepare_tasks import _chunks
 
 MB = 2**20
 
@@ -48,3 +50,27 @@ def test_what_filters_leave_of_a_piece_of_work_is_no_crumb(filters, megabytes, c
     source = {"uri": "x.csv", "event_type": "kind", "rating": "stars"}
     asked = config(source=source, filters=filters)
     assert unit_bytes(asked, 64 * MB, megabytes * MB, 16) == chunks * 64 * MB
+
+
+class Cleaner:
+    """Parts that are numbers of rows, read as tables of eight bytes a row."""
+
+    def clean(self, part, counts):
+        yield pa.table({"user": pa.array(range(part), pa.int64())})
+
+
+@pytest.mark.parametrize(
+    ("parts", "chunks"),
+    [
+        ([], []),
+        ([0, 0], []),
+        ([3], [3]),
+        ([10], [10]),
+        ([9, 2, 10, 1], [11, 11]),  # a single row is no chunk
+        ([10, 10, 10], [10, 10, 10]),
+        ([10, 0, 5, 4], [19]),
+    ],
+)
+def test_what_is_left_of_a_unit_goes_with_its_last_chunk(parts, chunks):
+    found = list(_chunks(Cleaner(), parts, None, 80))
+    assert [table.num_rows for table in found] == chunks

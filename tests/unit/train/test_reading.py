@@ -38,3 +38,23 @@ def test_a_missing_column_is_named_beside_those_that_there_are(tmp_path):
 def test_a_missing_shard_is_named(tmp_path):
     with pytest.raises(StorageError, match=r"gone\.parquet: it does not exist"):
         next(shard_batches(str(tmp_path), shard("gone.parquet", 1), 10, ["items"]))
+
+
+def test_a_damaged_page_is_no_outage(tmp_path):
+    manifest = make_store(tmp_path / "store", [list(range(1, 40))] * 50, num_shards=1)
+    path = tmp_path / "store" / manifest.sequences[0].path
+    content = path.read_bytes()
+
+    def flipped(at):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
+        try:
+            pq.read_table(path, columns=["items"])
+        except pa.ArrowInvalid:
+            return False
+        except OSError:
+            return True
+        return False
+
+    assert any(flipped(at) for at in range(4, len(content) // 2)), "no flip is an OSError to Arrow"
+    with pytest.raises(SchemaError, match="sha256"):
+        list(shard_batches(str(tmp_path / "store"), manifest.sequences[0], 10, ["items"]))
