@@ -61,14 +61,12 @@ def through_outages(
                     f"training stopped {failures} times, at last as {problem}"
                 ) from error
         say(f"warning: training stopped, as {problem}; it goes on from the last checkpoint")
+        if time.monotonic() - began >= SHORT_S:
+            pause_s = FIRST_PAUSE_S
         time.sleep(pause_s)
-        pause_s = min(2 * pause_s, LONGEST_PAUSE_S) if _since(began) < SHORT_S else FIRST_PAUSE_S
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         longest_s = None if max_failures < 0 else LONGEST_OUTAGE_S
         once_there(lambda: check_writable(place), say, longest_s=longest_s)
-
-
-def _since(began: float) -> float:
-    return time.monotonic() - began
 
 
 def _problem(error: TrainingFailedError | ActorDiedError, place: str) -> DistrlError | None:
@@ -78,15 +76,17 @@ def _problem(error: TrainingFailedError | ActorDiedError, place: str) -> DistrlE
         return StorageError(f"{place} failed it: {said}") if _names_storage(error, said) else None
     failure = error.controller_failure if isinstance(error, ControllerError) else None
     if isinstance(failure, _LOST_TASK):
-        said = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
         return DistrlError(
-            f"the process that ranks checkpoints died: {said} If memory ran out, lower "
-            "evaluation.batch_size"
+            f"the process that ranks checkpoints died: {_first_line(failure)} If memory ran out, "
+            "lower evaluation.batch_size"
         )
     if isinstance(failure, OSError | StorageError) and not isinstance(failure, RayError):
-        said = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
-        return StorageError(f"{place} failed it: {said}")
+        return StorageError(f"{place} failed it: {_first_line(failure)}")
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _names_storage(error: ActorDiedError, said: str) -> bool:

@@ -1,12 +1,10 @@
 """A run's storage that is away, without a run."""
 
-import signal
-
 import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError, WorkerCrashedError
 from ray.train import ControllerError, WorkerGroupError
 
-from distrl import launch, outage, waiting
+from distrl import outage, waiting
 from distrl.errors import CheckpointError, DistrlError, StorageError
 from distrl.outage import through_outages
 
@@ -90,6 +88,18 @@ def test_attempts_that_come_nowhere_are_made_more_and_more_rarely(place):
     assert place["pauses"] == [2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
 
 
+def test_an_attempt_that_came_far_makes_the_next_pause_a_short_one(place):
+    lasts = iter([0.0, 0.0, outage.SHORT_S, 0.0])
+
+    def train():
+        waiting.time.sleep(next(lasts))
+        raise AWAY
+
+    with pytest.raises(StorageError):
+        through_outages(train, "s3://runs", 3, print)
+    assert place["pauses"] == [0.0, 2.0, 0.0, 4.0, outage.SHORT_S, 2.0, 0.0]
+
+
 @pytest.mark.parametrize(
     "text",
     ["OSError: When reading 'snapshot': timeout", "distrl.errors.StorageError: cannot write it"],
@@ -126,16 +136,3 @@ def test_a_ranking_process_that_was_killed_is_borne_as_often_as_workers_are(plac
 def test_what_is_no_outage_ends_the_run(place, error):
     with pytest.raises(type(error)):
         through_outages(attempts(error, "trained"), "s3://runs", -1, print)
-
-
-@pytest.mark.parametrize("ends", [AWAY, SystemExit(0)])
-def test_ctrl_c_is_pythons_between_two_attempts(ends):
-    class Trainer:
-        def fit(self):
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            raise ends
-
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt if ends is not AWAY else ControllerError):
-        launch._attempt(Trainer())
-    assert signal.getsignal(signal.SIGINT) is before
